@@ -1,0 +1,1 @@
+"""Embedded weights, example prompts and pictures, found with importlib.resources."""

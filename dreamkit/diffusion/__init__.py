@@ -1,0 +1,1 @@
+"""Noise schedules, guidance, prompts and the frozen teachers."""

@@ -1,0 +1,1 @@
+"""The embedded judge and the scores it gives."""

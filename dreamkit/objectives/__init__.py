@@ -1,0 +1,1 @@
+"""Score-distillation objectives: pure mathematics, registered by name."""

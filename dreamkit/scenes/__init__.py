@@ -1,0 +1,1 @@
+"""Cameras and the 3D representations that render."""

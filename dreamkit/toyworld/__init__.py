@@ -1,0 +1,1 @@
+"""The procedural world the embedded teacher learns: shapes, captions, renders."""

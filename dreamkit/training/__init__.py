@@ -1,0 +1,1 @@
+"""The loops that drive a generator by an objective."""
