@@ -1,0 +1,140 @@
+"""`dreamkit generate PROMPT`: a sentence in, a 3D asset out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from dreamkit.checks import require_choice, require_integer, require_number
+from dreamkit.cli.output import print_json, print_rows
+from dreamkit.cli.parsing import (
+    Device,
+    Folder,
+    Integer,
+    PresetInteger,
+    PresetNumber,
+    Prompt,
+    TeacherName,
+    Text,
+    parse,
+    require_device,
+    require_folder_name,
+)
+from dreamkit.diffusion.prompts import clean_prompt
+
+if TYPE_CHECKING:
+    from dreamkit.training.generate import GenerateResult
+
+PRESETS = ("draft", "standard", "high")
+SEED_LIMIT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Turn a sentence into a 3D asset: a run folder with renders, a splat file and a mesh."""
+
+    prompt: Prompt
+    """What to make, in words. Taken literally; quote it."""
+    preset: Annotated[str, tyro.conf.arg(metavar="draft|standard|high")] = "draft"
+    """Quality against time."""
+    objective: Annotated[str, tyro.conf.arg(metavar="NAME")] = "sds"
+    """How the teacher's opinion becomes a gradient."""
+    scene: Annotated[str, tyro.conf.arg(metavar="NAME")] = "gaussians"
+    """What the asset is made of while it is optimised."""
+    teacher: TeacherName = "toyworld"
+    """The diffusion model to distil: the embedded one, a folder in diffusers layout, or a hub id."""
+    negative: Text = ""
+    """What to stay away from, in words."""
+    guidance: PresetNumber = None
+    """Classifier-free guidance s in E(n) + s (E(y) - E(n)), >= 0; 1 is no guidance."""
+    steps: PresetInteger = None
+    """Optimisation steps, >= 1."""
+    views: PresetInteger = None
+    """Cameras in each step, >= 1."""
+    resolution: PresetInteger = None
+    """Side of the rendered images in pixels, 16 to 2048."""
+    seed: Integer = 0
+    """Seed of everything random, >= 0; the same seed gives the same bytes on a CPU."""
+    out: Folder = "outputs"
+    """Where run folders go."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+    def check(self) -> None:
+        """Check every option, the cheap ones before anything heavy is loaded.
+
+        Raises:
+            ConfigError: an option out of range or unknown.
+            PromptError: a prompt that can't be used.
+        """
+        require_choice("--preset", self.preset, PRESETS)
+        require_number("--guidance", self.guidance, 0)
+        require_integer("--steps", self.steps, 1)
+        require_integer("--views", self.views, 1)
+        require_integer("--resolution", self.resolution, 16, 2048)
+        require_integer("--seed", self.seed, 0, SEED_LIMIT)
+        require_device(self.device)
+        require_folder_name("--out", self.out)
+        clean_prompt(self.prompt)
+        clean_prompt(self.negative, allow_empty=True)
+        from dreamkit.objectives import objective_names
+        from dreamkit.training.settings import SCENES
+
+        require_choice("--objective", self.objective, objective_names())
+        require_choice("--scene", self.scene, SCENES)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: what follows `generate`.
+
+    Returns:
+        The exit code.
+    """
+    command = parse(Generate, "generate", arguments)
+    command.check()
+    from dreamkit.training.generate import GenerateOptions, generate
+    from dreamkit.training.progress import progress_display
+
+    fields = asdict(command)
+    as_json = fields.pop("json")
+    with progress_display() as progress:
+        result = generate(GenerateOptions(**fields), [progress])
+    print_result(result, as_json)
+    return 0
+
+
+def print_result(result: GenerateResult, as_json: bool) -> None:
+    """Print what a finished job made: one JSON object, or lines for people.
+
+    Args:
+        result: what `generate` or `resume` returned.
+        as_json: one JSON object.
+    """
+    content: dict[str, Any] = {
+        "run": str(result.run),
+        "exports": {name: str(path) for name, path in result.exports.items()},
+        "seconds": round(result.seconds, 3),
+        "steps": result.steps,
+        "peak_rss_mb": round(result.peak_rss_mb, 1),
+        "scores": result.scores,
+        "warnings": list(result.warnings),
+    }
+    if as_json:
+        print_json(content)
+        return
+    rows: dict[str, Any] = {
+        "run": content["run"],
+        "time": f"{result.seconds:.1f} s, {result.steps} steps, {result.peak_rss_mb:.0f} MB",
+        "exports": content["exports"],
+    }
+    if result.scores:
+        rows["scores"] = result.scores
+    print_rows(rows)

@@ -1,0 +1,42 @@
+"""`dreamkit resume RUN`: continue an interrupted run from its newest good checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dreamkit.cli.generate import print_result
+from dreamkit.cli.parsing import Folder, RunFolder, parse
+from dreamkit.runs import Run
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue an interrupted run from its newest good checkpoint, as if it had never stopped."""
+
+    run: RunFolder
+    """The run folder, or "latest"."""
+    out: Folder = "outputs"
+    """Where "latest" looks."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: what follows `resume`.
+
+    Returns:
+        The exit code.
+    """
+    command = parse(Resume, "resume", arguments)
+    folder = Run.open(command.run, command.out).path
+    from dreamkit.training.generate import resume
+    from dreamkit.training.progress import progress_display
+
+    with progress_display() as progress:
+        result = resume(str(folder), [progress])
+    print_result(result, command.json)
+    return 0

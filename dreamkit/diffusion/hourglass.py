@@ -1,0 +1,246 @@
+"""The embedded teacher's network: an hourglass transformer over pixels, conditioned on text and camera.
+
+A thin convolutional stem keeps pixel detail, two blocks at patch 4 see local structure, most of the depth works on
+four times fewer tokens at patch 8, and the way back up joins the skips. On a CPU matrix products are fast and
+convolutions are not, which is why this is not a U-Net. (Hourglass: Crowson et al., "Scalable High-Resolution
+Pixel-Space Image Synthesis with Hourglass Diffusion Transformers", arXiv 2401.11605; adaptive layer norm: Peebles
+and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.)
+
+It is an ordinary diffusers model: `save_pretrained` / `from_pretrained`, a config, and the call signature of
+`UNet2DConditionModel` plus an optional `camera`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+from torch.nn import functional
+
+POSE_DIM = 12  # camera_to_world[:3, :4], row-major
+
+
+@dataclass
+class HourglassOutput(BaseOutput):
+    """What the network predicts, in the prediction type its scheduler names.
+
+    Args:
+        sample: [B, C, H, W].
+    """
+
+    sample: Tensor
+
+
+def timestep_features(timestep: Tensor, dim: int) -> Tensor:
+    """Sinusoidal features of a timestep in [0, 1000] (Vaswani et al., arXiv 1706.03762).
+
+    Args:
+        timestep: [B], fractional values allowed.
+        dim: even number of features.
+
+    Returns:
+        [B, dim], cosines first.
+    """
+    half = dim // 2
+    exponent = torch.arange(half, device=timestep.device, dtype=torch.float32) / half
+    angles = timestep.float()[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * exponent)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with RMS-normalised queries and keys (arXiv 2302.05442).
+
+    Args:
+        dim: width of the queries.
+        head_dim: width of a head; `dim` is a multiple of it.
+        context_dim: width of what is attended to; `None` for self-attention.
+    """
+
+    def __init__(self, dim: int, head_dim: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Attend from `x` [B, N, D] to `context` [B, M, E], or to `x` itself; returns [B, N, D]."""
+        context = x if context is None else context
+        q, k, v = (
+            project(source).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project, source in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
+        )
+        out = functional.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention, optional cross-attention to the text, MLP; modulated by the condition (adaLN-zero).
+
+    Args:
+        dim: token width.
+        head_dim: width of an attention head.
+        mlp_ratio: hidden width of the MLP over `dim`.
+        cond_dim: width of the condition vector.
+        context_dim: width of the text tokens, or `None` for no cross-attention.
+    """
+
+    def __init__(
+        self, dim: int, head_dim: int, mlp_ratio: float, cond_dim: int, context_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False)
+        self.attn1 = Attention(dim, head_dim)
+        self.norm2 = nn.LayerNorm(dim) if context_dim else None
+        self.attn2 = Attention(dim, head_dim, context_dim) if context_dim else None
+        self.norm3 = nn.LayerNorm(dim, elementwise_affine=False)
+        self.mlp_in = nn.Linear(dim, hidden)
+        self.mlp_out = nn.Linear(hidden, dim)
+        self.modulation = nn.Linear(cond_dim, 6 * dim)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        if self.attn2 is not None:
+            nn.init.zeros_(self.attn2.to_out.weight)
+
+    def forward(self, x: Tensor, cond: Tensor, context: Tensor) -> Tensor:
+        """Map tokens [B, N, D] under the activated condition [B, C] and the text tokens [B, L, E] to [B, N, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(cond)[:, None].chunk(6, dim=-1)
+        x = x + gate1 * self.attn1(self.norm1(x) * (1 + scale1) + shift1)
+        if self.attn2 is not None and self.norm2 is not None:
+            x = x + self.attn2(self.norm2(x), context)
+        hidden = functional.gelu(self.mlp_in(self.norm3(x) * (1 + scale2) + shift2), approximate="tanh")
+        return x + gate2 * self.mlp_out(hidden)
+
+
+class HourglassTransformer(ModelMixin, ConfigMixin):
+    """Text- and camera-conditional denoiser of small images.
+
+    Args:
+        sample_size: height and width of the image in pixels, a multiple of 8.
+        in_channels: image channels; the output has as many.
+        stem_channels: channels of the full-resolution stem.
+        outer_dim: token width at patch 4.
+        outer_depth: blocks at patch 4 on the way down, and again on the way up.
+        inner_dim: token width at patch 8.
+        inner_depth: blocks at patch 8.
+        head_dim: width of an attention head.
+        mlp_ratio: hidden width of an MLP over its token width.
+        cond_dim: width of the vector that modulates every block.
+        cross_attention_dim: width of the text encoder's tokens.
+        camera_conditioning: whether a camera pose may be given.
+    """
+
+    config_name = "config.json"
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        in_channels: int = 3,
+        stem_channels: int = 32,
+        outer_dim: int = 128,
+        outer_depth: int = 2,
+        inner_dim: int = 288,
+        inner_depth: int = 5,
+        head_dim: int = 32,
+        mlp_ratio: float = 3.0,
+        cond_dim: int = 192,
+        cross_attention_dim: int = 128,
+        camera_conditioning: bool = True,
+    ) -> None:
+        super().__init__()
+        side = sample_size // 8
+        patch = 16 * stem_channels
+        self.stem = nn.Conv2d(in_channels, stem_channels, 3, padding=1)
+        self.patch_in = nn.Linear(patch, outer_dim)
+        self.position_outer = nn.Parameter(torch.randn(1, 4 * side * side, outer_dim) * 0.02)
+        self.position_inner = nn.Parameter(torch.randn(1, side * side, inner_dim) * 0.02)
+        self.merge = nn.Linear(4 * outer_dim, inner_dim)
+        self.split = nn.Linear(inner_dim, 4 * outer_dim)
+        self.patch_out = nn.Linear(outer_dim, patch)
+        self.head = nn.Conv2d(2 * stem_channels, in_channels, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+
+        def outer() -> Block:
+            return Block(outer_dim, head_dim, mlp_ratio, cond_dim)
+
+        def inner() -> Block:
+            return Block(inner_dim, head_dim, mlp_ratio, cond_dim, cross_attention_dim)
+
+        self.down_blocks = nn.ModuleList(outer() for _ in range(outer_depth))
+        self.mid_blocks = nn.ModuleList(inner() for _ in range(inner_depth))
+        self.up_blocks = nn.ModuleList(outer() for _ in range(outer_depth))
+
+        self.time_embedding = nn.Sequential(nn.Linear(cond_dim, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+        self.text_projection = nn.Linear(cross_attention_dim, cond_dim)
+        self.camera_embedding: nn.Module | None = None
+        if camera_conditioning:
+            self.camera_embedding = nn.Sequential(
+                nn.Linear(POSE_DIM, 2 * cond_dim), nn.SiLU(), nn.Linear(2 * cond_dim, cond_dim)
+            )
+            # Stands for "no camera given", so that the same network is also a text-only teacher.
+            self.no_camera = nn.Parameter(torch.zeros(cond_dim))
+
+    def _condition(self, timestep: Tensor, context: Tensor, camera: Tensor | None) -> Tensor:
+        """Sum of time, pooled text and camera embeddings, activated: [B, cond_dim]."""
+        features = timestep_features(timestep, self.config.cond_dim).to(context.dtype)
+        cond = self.time_embedding(features) + self.text_projection(context.mean(dim=1))
+        if self.camera_embedding is not None:
+            if camera is None:
+                cond = cond + self.no_camera
+            else:
+                # A row of zeros is no pose: that sample has no camera (dropout in training, mixed batches).
+                given = camera.abs().sum(dim=-1, keepdim=True) > 0
+                cond = cond + torch.where(given, self.camera_embedding(camera.to(cond.dtype)), self.no_camera)
+        return functional.silu(cond)
+
+    def forward(
+        self,
+        sample: Tensor,  # [B, C, H, W]
+        timestep: Tensor | float,  # [B] or a number, in [0, 1000]
+        encoder_hidden_states: Tensor,  # [B, L, cross_attention_dim]
+        camera: Tensor | None = None,  # [B, 12]
+        return_dict: bool = True,
+    ) -> HourglassOutput | tuple[Tensor]:
+        """Predict eps, x0 or v (whichever the scheduler's prediction type says) for noisy images.
+
+        Args:
+            sample: noisy images, [B, C, H, W].
+            timestep: training timestep in [0, 1000], [B] or one number for all.
+            encoder_hidden_states: text tokens, [B, L, cross_attention_dim].
+            camera: camera_to_world[:3, :4] row-major, [B, 12], OpenGL axes; a row of zeros or `None` is no camera.
+            return_dict: whether to return a `HourglassOutput` rather than a tuple.
+
+        Returns:
+            The prediction, [B, C, H, W].
+        """
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        cond = self._condition(timestep, encoder_hidden_states, camera)
+        height, width = sample.shape[2] // 4, sample.shape[3] // 4
+
+        stem = self.stem(sample)
+        patches = functional.pixel_unshuffle(stem, 4).flatten(2).transpose(1, 2)
+        tokens = self.patch_in(patches) + self.position_outer
+        for block in self.down_blocks:
+            tokens = block(tokens, cond, encoder_hidden_states)
+
+        grid = tokens.transpose(1, 2).unflatten(2, (height, width))
+        inner = self.merge(functional.pixel_unshuffle(grid, 2).flatten(2).transpose(1, 2)) + self.position_inner
+        for block in self.mid_blocks:
+            inner = block(inner, cond, encoder_hidden_states)
+
+        grid = self.split(inner).transpose(1, 2).unflatten(2, (height // 2, width // 2))
+        tokens = tokens + functional.pixel_shuffle(grid, 2).flatten(2).transpose(1, 2)
+        for block in self.up_blocks:
+            tokens = block(tokens, cond, encoder_hidden_states)
+
+        grid = self.patch_out(tokens).transpose(1, 2).unflatten(2, (height, width))
+        out = self.head(torch.cat([functional.pixel_shuffle(grid, 4), stem], dim=1))
+        return HourglassOutput(sample=out) if return_dict else (out,)

@@ -1,0 +1,323 @@
+"""The main job, end to end: a sentence in, a run folder with pictures, assets and scores out."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from dreamkit.diffusion.loading import load_teacher
+from dreamkit.diffusion.prompts import check_prompt, clean_prompt, slug
+from dreamkit.diffusion.teacher import Teacher
+from dreamkit.errors import CheckpointError, ConfigError
+from dreamkit.objectives import objective_class
+from dreamkit.runs import Run, RunInterrupted
+from dreamkit.scenes.cameras import turntable
+from dreamkit.scenes.gaussians import GaussianScene
+from dreamkit.training.callbacks import Callback, CallbackList, LogWriter, MetricsWriter
+from dreamkit.training.checkpoints import guard_interrupts, list_checkpoints, load_latest, save_checkpoint
+from dreamkit.training.scene import SceneTrainer, make_objective, settings_from_config
+from dreamkit.training.settings import EMBEDDED, SceneSettings, preset, with_overrides
+
+OPTIMISING = "optimising"
+SCORE_VIEWS = 24
+FORMATS = ("ply", "splat", "glb", "obj")
+PICTURE_SIZE = 256
+TURNTABLE_FRAMES = 72
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What `dreamkit generate` takes; `None` leaves the preset's value."""
+
+    prompt: str
+    preset: str = "draft"
+    objective: str = "sds"
+    scene: str = "gaussians"
+    teacher: str = EMBEDDED
+    negative: str = ""
+    guidance: float | None = None
+    steps: int | None = None
+    views: int | None = None
+    resolution: int | None = None
+    seed: int = 0
+    out: str = "outputs"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """What a finished run left.
+
+    Args:
+        run: its folder.
+        exports: format -> file.
+        seconds: wall time of this process on it.
+        steps: optimisation steps of the run.
+        peak_rss_mb: largest resident memory of this process, MB.
+        scores: `r_precision`, `object`, `colour`, `janus`; `None` where the prompt does not decide it.
+        warnings: what the user should know.
+    """
+
+    run: Path
+    exports: dict[str, Path]
+    seconds: float
+    steps: int
+    peak_rss_mb: float
+    scores: dict[str, float | None]
+    warnings: list[str] = field(default_factory=list)
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory this process has had, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def settings_for(options: GenerateOptions) -> SceneSettings:
+    """The preset with the options over it, everything checked.
+
+    Raises:
+        DreamkitError: a bad prompt, an unknown name, a value out of range.
+    """
+    prompt = clean_prompt(options.prompt)
+    negative = clean_prompt(options.negative, allow_empty=True)
+    objective_class(options.objective)
+    if options.guidance is not None and not 0 <= options.guidance < float("inf"):
+        raise ConfigError(f"guidance is {options.guidance}.", "Use a number >= 0; 1 is no guidance.")
+    named = asdict(options) | {"prompt": prompt, "negative": negative}
+    base = preset(named.pop("preset"), embedded=options.teacher == EMBEDDED)
+    named.pop("out")
+    settings = with_overrides(base, **named)
+    make_objective(settings)
+    return settings
+
+
+def generate(options: GenerateOptions, callbacks: Sequence[Callback] = ()) -> GenerateResult:
+    """Make a 3D asset from a sentence.
+
+    Args:
+        options: what to make and how.
+        callbacks: who is told.
+
+    Raises:
+        DreamkitError: anything the user can mend; nothing is left behind by what fails before the first step.
+        RunInterrupted: the user stopped it; the run is saved.
+    """
+    started = time.perf_counter()
+    settings = settings_for(options)
+    listeners = CallbackList(callbacks)
+    listeners.on_stage("loading the teacher", None)
+    teacher = load_teacher(settings.teacher, settings.device)
+    warnings = check_prompt(teacher, settings.prompt)
+    run = Run.create(options.out, slug(settings.prompt), settings.objective, settings)
+    with run.lock():
+        return _run(run, settings, teacher, callbacks, warnings, started)
+
+
+def resume(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outputs") -> GenerateResult:
+    """Continue a run from its last good checkpoint, or finish one that lacks its exports.
+
+    Args:
+        path: run folder, or "latest".
+        callbacks: who is told.
+        out_root: where "latest" looks.
+
+    Raises:
+        DreamkitError: no such run, or one that can't be continued.
+    """
+    started = time.perf_counter()
+    run = Run.open(path, out_root)
+    with run.lock():
+        settings = settings_from_config(run.config)
+        CallbackList(callbacks).on_stage("loading the teacher", None)
+        teacher = load_teacher(settings.teacher, settings.device)
+        return _run(run, settings, teacher, callbacks, [], started)
+
+
+def _run(
+    run: Run,
+    settings: SceneSettings,
+    teacher: Teacher,
+    callbacks: Sequence[Callback],
+    warnings: list[str],
+    started: float,
+) -> GenerateResult:
+    """Optimise from wherever the run is, then render, export and score."""
+    writers = [LogWriter(run.log_file), MetricsWriter(run.metrics_file, stage=OPTIMISING)]
+    listeners = CallbackList([*callbacks, *writers])
+    listeners.on_run(run.path)
+    trainer = SceneTrainer(settings, teacher)
+    warnings = warnings + _restore(trainer, run)
+    for warning in warnings:
+        listeners.on_message("warning", warning)
+    _optimise(trainer, run, listeners)
+    trainer.scene = trainer.scene.to("cpu")
+    render_run(run, trainer.scene, listeners)
+    listeners.on_stage("exporting", None)
+    exports = {name: export_scene(trainer.scene, run.exports, name) for name in ("ply", "glb")}
+    listeners.on_stage("scoring", None)
+    scores = score_scene(trainer.scene, settings.prompt)
+    result = GenerateResult(
+        run.path, exports, time.perf_counter() - started, settings.steps, peak_rss_mb(), scores, warnings
+    )
+    listeners.on_end(result)
+    return result
+
+
+def _restore(trainer: SceneTrainer, run: Run) -> list[str]:
+    """Load the run's last good checkpoint, if it has any; returns what the user should know."""
+    if not list_checkpoints(run.checkpoints):
+        run.rewind_metrics(0)
+        return []
+    checkpoint, warnings = load_latest(run)
+    trainer.load_state(checkpoint.tensors, checkpoint.step)
+    run.rewind_metrics(checkpoint.step)
+    return warnings
+
+
+def _optimise(trainer: SceneTrainer, run: Run, listeners: Callback) -> None:
+    """Step to the end, saving on the way; a Ctrl-C saves and raises `RunInterrupted`."""
+    settings = trainer.settings
+    if trainer.step_index >= settings.steps:
+        return
+    listeners.on_stage(OPTIMISING, settings.steps)
+    with guard_interrupts() as interrupt:
+        while trainer.step_index < settings.steps:
+            result = trainer.step()
+            done = trainer.step_index
+            listeners.on_step(done, settings.steps, result.metrics)
+            listeners.on_image("view", result.image)
+            last = done == settings.steps
+            if last or interrupt.requested or done % settings.checkpoint_every == 0:
+                save_checkpoint(run.checkpoints, done, trainer.state())
+            if interrupt.requested and not last:
+                raise RunInterrupted(run.path, done)
+
+
+def load_scene(run: Run) -> GaussianScene:
+    """The scene of a run's last good checkpoint.
+
+    Raises:
+        DreamkitError: the run has no checkpoint, or is of another kind.
+    """
+    settings = settings_from_config(run.config)
+    checkpoint, _ = load_latest(run)
+    state = {name.removeprefix("scene/"): t for name, t in checkpoint.tensors.items() if name.startswith("scene/")}
+    if not state:
+        raise CheckpointError(f"The checkpoint of {run.path} holds no scene.", "Is it of another kind of run?")
+    return GaussianScene(state, settings.gaussians)
+
+
+@torch.no_grad()
+def _views(
+    scene: GaussianScene, count: int, size: int, tell: Callable[[int], None] = lambda done: None
+) -> torch.Tensor:
+    """[count, 3, size, size] views of a turntable on light gray, a few at a time."""
+    cameras = turntable(count, height=size, width=size)
+    background = torch.full((3,), 0.85)
+    frames = []
+    for start in range(0, count, 4):
+        frames.append(scene.render(cameras[start : start + 4], background).image)
+        tell(min(start + 4, count))
+    return torch.cat(frames)
+
+
+def render_run(run: Run, scene: GaussianScene, listeners: Callback) -> dict[str, Path]:
+    """Write renders/turntable.mp4 and renders/contact_sheet.png (8 views); returns name -> file."""
+    from dreamkit.scenes.pictures import contact_sheet, turntable_video
+
+    listeners.on_stage("rendering the turntable", TURNTABLE_FRAMES)
+    frames = _views(scene, TURNTABLE_FRAMES, PICTURE_SIZE, lambda done: listeners.on_step(done, TURNTABLE_FRAMES, {}))
+    video = turntable_video(frames, run.renders / "turntable.mp4")
+    eight = frames[:: TURNTABLE_FRAMES // 8]
+    labels = [f"{index * 45} degrees" for index in range(8)]
+    sheet = contact_sheet(eight, run.renders / "contact_sheet.png", columns=4, labels=labels)
+    return {"turntable": video, "contact_sheet": sheet}
+
+
+def export_scene(scene: GaussianScene, folder: Path, kind: str) -> Path:
+    """Write the asset in a format: `scene.ply`, `scene.splat`, `mesh.glb` or `mesh.obj`.
+
+    Raises:
+        ConfigError: another format.
+        SceneError: the scene has nothing to export.
+    """
+    from dreamkit.scenes import export as files
+    from dreamkit.scenes.mesh import extract_mesh
+
+    if kind == "ply":
+        return files.save_ply(scene, folder / "scene.ply")
+    if kind == "splat":
+        return files.save_splat(scene, folder / "scene.splat")
+    if kind in ("glb", "obj"):
+        return files.save_mesh(extract_mesh(scene), folder / f"mesh.{kind}")
+    raise ConfigError(f"The format {kind!r} is not known.", f"Known: {', '.join(FORMATS)}.")
+
+
+def score_scene(scene: GaussianScene, prompt: str) -> dict[str, float | None]:
+    """Scores by the embedded judge over 24 views at 15 degrees of elevation."""
+    from dreamkit.metrics.judge import load_judge
+    from dreamkit.metrics.scores import score_views
+
+    images = _views(scene, SCORE_VIEWS, 64)
+    return score_views(load_judge(), images, turntable(SCORE_VIEWS).azimuth, prompt)
+
+
+def render(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outputs") -> dict[str, Path]:
+    """Render a run again from its last checkpoint; returns name -> file."""
+    run = Run.open(path, out_root)
+    return render_run(run, load_scene(run), CallbackList(callbacks))
+
+
+def export(path: str, kind: str, out_root: str = "outputs") -> Path:
+    """Export a run's scene in a format; returns the file."""
+    if kind not in FORMATS:
+        raise ConfigError(f"The format {kind!r} is not known.", f"Known: {', '.join(FORMATS)}.")
+    run = Run.open(path, out_root)
+    return export_scene(load_scene(run), run.exports, kind)
+
+
+def evaluate(path: str, out_root: str = "outputs") -> dict[str, float | None]:
+    """Score a run's scene against its prompt."""
+    run = Run.open(path, out_root)
+    return score_scene(load_scene(run), settings_from_config(run.config).prompt)
+
+
+def sample(
+    prompt: str,
+    teacher: str = EMBEDDED,
+    count: int = 16,
+    steps: int = 50,
+    guidance: float = 4.0,
+    seed: int = 0,
+    device: str = "auto",
+    out: str = "outputs",
+    negative: str = "",
+) -> tuple[Path, list[str]]:
+    """Draw 2D samples of a teacher into a grid PNG.
+
+    Returns:
+        The file, and warnings about the prompt.
+
+    Raises:
+        DreamkitError: a bad prompt, teacher or number.
+    """
+    from dreamkit.scenes.pictures import contact_sheet
+
+    prompt, negative = clean_prompt(prompt), clean_prompt(negative, allow_empty=True)
+    if not 1 <= count <= 256 or not 1 <= steps <= 1000:
+        raise ConfigError(f"{count} samples of {steps} steps can't be drawn.", "Use 1 to 256 samples, 1 to 1000 steps.")
+    loaded = load_teacher(teacher, device)
+    warnings = check_prompt(loaded, prompt)
+    generator = torch.Generator().manual_seed(seed)
+    images = [
+        loaded.sample([prompt] * min(16, count - start), steps, guidance, generator, negative=negative).cpu()
+        for start in range(0, count, 16)
+    ]
+    path = Path(out).expanduser() / "samples" / f"{slug(prompt)}-{seed}.png"
+    columns = max(1, round(count**0.5))
+    return contact_sheet(torch.cat(images), path, columns=columns), warnings

@@ -1,0 +1,120 @@
+"""Trains the embedded judge on clean renders of the toy world: `dreamkit teachers train judge`.
+
+Contrastive over all object x colour captions (wording varied), plus a view classifier on objects that have a
+front. Pictures are blurred, dimmed and shifted a little, so that the judge looks at what is shown and not at how
+crisp it is.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dreamkit.metrics.judge import COMPOSITIONS, VIEWS, Judge, JudgeNetwork, save_judge
+from dreamkit.toyworld.captions import FRONTED, SYNONYMS, CaptionWriter, composition
+from dreamkit.toyworld.dataset import Batch, GeometryConfig, ToyWorld, build_cache
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How to train the judge."""
+
+    out: Path = Path("outputs/teachers/judge")
+    """Folder of the training run."""
+    steps: int = 1500
+    """Optimiser steps."""
+    batch: int = 64
+    """Pictures a step."""
+    lr: float = 2e-3
+    """Peak learning rate (AdamW, cosine)."""
+    seed: int = 7919
+    """Seed of weights and data; another one than the teacher's."""
+    workers: int = 2
+    """Processes that trace geometry."""
+    geometry: GeometryConfig = field(default_factory=lambda: GeometryConfig(seed=2, pairs=0, singles=12))
+    """What it is trained on."""
+    test_geometry: GeometryConfig = field(default_factory=lambda: GeometryConfig(seed=3, pairs=0, singles=3))
+    """What its own accuracy is measured on: other shapes, cameras and colours."""
+
+
+def targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes of a batch of single objects: composition [B], view [B], whether the view counts [B]."""
+    pairs = [(scene[0].colour, scene[0].name) for scene in batch.things]
+    label = torch.tensor([COMPOSITIONS.index(pair) for pair in pairs])
+    view = torch.tensor([VIEWS.index(name) for name in batch.views])
+    fronted = torch.tensor([name in FRONTED for _, name in pairs])
+    return label, view, fronted
+
+
+def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur some pictures, dim or brighten all a little and shift them by up to three pixels."""
+    blurred = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    blurred = torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.3, blurred, images)
+    coarse = functional.interpolate(functional.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
+    blurred = torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.2, coarse, blurred)
+    gain = 0.85 + 0.3 * torch.rand(len(images), 1, 1, 1, generator=generator)
+    noise = 0.02 * torch.randn(images.shape, generator=generator)
+    dy, dx = torch.randint(-3, 4, (2,), generator=generator).tolist()
+    return torch.roll(blurred * gain + noise, (dy, dx), dims=(2, 3)).clamp(0, 1)
+
+
+def train_judge(
+    options: JudgeOptions, report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
+) -> tuple[Path, dict[str, float]]:
+    """Train a judge and measure it.
+
+    Args:
+        options: settings.
+        report: called after every step with the step and its metrics.
+
+    Returns:
+        The judge's folder and its accuracies on held-out renders: `object`, `colour`, `composition`, `view`.
+    """
+    world = ToyWorld(build_cache(options.geometry, options.out / "geometry", options.workers), hold_out=False)
+    torch.manual_seed(options.seed)
+    network = JudgeNetwork()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=0.02)
+    for step in range(options.steps):
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
+        batch = world.sample(options.batch, generator, singles_only=True)
+        label, view, fronted = targets(batch)
+        writer = CaptionWriter(generator)
+        captions = [composition(*pair) for pair in COMPOSITIONS]
+        if writer.chance(0.5):
+            word = writer.choose(tuple(SYNONYMS))
+            synonym = writer.choose(SYNONYMS[word])
+            captions = [caption.replace(word, synonym) for caption in captions]
+        logits, view_logits = network(disturb(batch.images, generator), captions)
+        loss = functional.cross_entropy(logits, label)
+        loss = loss + 0.5 * functional.cross_entropy(view_logits[fronted], view[fronted])
+        factor = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+        optimizer.param_groups[0]["lr"] = options.lr * factor
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        report(step + 1, {"loss": float(loss)})
+    folder = options.out / "judge"
+    save_judge(network, folder)
+    return folder, measure_judge(Judge(network), options)
+
+
+def measure_judge(judge: Judge, options: JudgeOptions, count: int = 4000) -> dict[str, float]:
+    """Accuracies of a judge on `count` renders of shapes it was not trained on."""
+    cache = build_cache(options.test_geometry, options.out / "geometry", options.workers)
+    batch = ToyWorld(cache, hold_out=False).sample(count, torch.Generator().manual_seed(1), singles_only=True)
+    label, view, fronted = targets(batch)
+    logits, view_logits = judge.verdicts(batch.images)
+    said = [COMPOSITIONS[index] for index in logits.argmax(dim=-1).tolist()]
+    truth = [COMPOSITIONS[index] for index in label.tolist()]
+    agree = view_logits.argmax(dim=-1) == view
+    return {
+        "object": sum(a[1] == b[1] for a, b in zip(said, truth, strict=True)) / count,
+        "colour": sum(a[0] == b[0] for a, b in zip(said, truth, strict=True)) / count,
+        "composition": sum(a == b for a, b in zip(said, truth, strict=True)) / count,
+        "view": float(agree[fronted].float().mean()),
+    }

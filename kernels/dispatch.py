@@ -1,0 +1,118 @@
+"""Which backend runs an operation, which ones this machine has, and why one is missing.
+
+The choice, in order: the call's own `backend`, the environment variable DREAMKIT_BACKEND, then the fastest backend that
+applies to the tensors. A fall to the torch reference where something much faster exists is logged once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+logger = logging.getLogger("dreamkit.kernels")
+
+BACKEND_VARIABLE = "DREAMKIT_BACKEND"
+OPERATIONS: dict[str, tuple[str, ...]] = {"gaussian_rasterize": ("reference", "native")}
+"""The backends each operation has."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """One line of `dreamkit doctor`."""
+
+    name: str
+    """Backend: "reference", "native", ..."""
+    operation: str
+    """Operation it implements, such as "gaussian_rasterize"."""
+    available: bool
+    reason: str
+    """What it is, or why it can't be used and what to do."""
+
+
+@functools.cache
+def _load_native() -> tuple[ModuleType | None, str]:
+    """Import the extension once; returns it, or None and the reason."""
+    try:
+        from dreamkit_kernels import _native
+    except ImportError as error:
+        return None, (
+            f"the native extension can't be imported ({error}); install a C++17 compiler and reinstall dreamkit"
+        )
+    return _native, "C++ with OpenMP, for float32 tensors on the CPU"
+
+
+def native_module() -> ModuleType:
+    """The extension module `dreamkit_kernels._native`.
+
+    Raises:
+        RuntimeError: it was not built or can't be loaded, with the reason.
+    """
+    module, reason = _load_native()
+    if module is None:
+        raise RuntimeError(f"backend 'native' is not available: {reason}.")
+    return module
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _requested_backend(operation: str, argument: str | None) -> str | None:
+    """The backend asked for by the call or the environment, checked against what the operation has."""
+    source, name = "backend", argument
+    if name is None:
+        source, name = BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE) or None
+    if name is not None and name not in OPERATIONS[operation]:
+        choices = ", ".join(OPERATIONS[operation])
+        raise ValueError(f"{source} must be one of {choices} for {operation}, got {name!r}.")
+    return name
+
+
+def choose_backend(operation: str, argument: str | None, tensor: torch.Tensor) -> str:
+    """Name of the backend that will run `operation`.
+
+    Args:
+        operation: a key of `OPERATIONS`.
+        argument: the call's own choice, or None.
+        tensor: decides by device and dtype. float64 always runs on the reference, unless `argument` forbids it.
+
+    Raises:
+        ValueError: an unknown backend, or one asked for by `argument` that can't take such tensors.
+        RuntimeError: the backend asked for is not available on this machine.
+    """
+    requested = _requested_backend(operation, argument)
+    native_takes_it = tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    if requested == "native":
+        if native_takes_it:
+            native_module()
+            return "native"
+        if argument is not None:
+            raise ValueError(
+                f"backend 'native' takes float32 tensors on the CPU, got {tensor.dtype} on {tensor.device}."
+            )
+    if requested is None and native_takes_it:
+        module, reason = _load_native()
+        if module is not None:
+            return "native"
+        _log_once(f"{operation} runs on the torch reference, which is many times slower: {reason}.")
+    elif requested is None and tensor.device.type != "cpu":
+        _log_once(f"{operation} has no kernel for {tensor.device.type} yet: it runs on the torch reference.")
+    return "reference"
+
+
+def backend_report() -> list[BackendStatus]:
+    """Every backend of every operation, for `dreamkit doctor`."""
+    module, reason = _load_native()
+    status = {
+        "reference": (True, "torch, any device and floating dtype; the definition"),
+        "native": (module is not None, reason),
+    }
+    return [
+        BackendStatus(name, operation, *status[name]) for operation, names in OPERATIONS.items() for name in names
+    ]

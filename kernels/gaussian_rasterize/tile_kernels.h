@@ -1,0 +1,202 @@
+// The inner loops of compositing, compiled once per instruction set (see instruction_sets.h). Included by composite.cpp.
+#include "simd.h"
+
+namespace dreamkit {
+namespace DREAMKIT_ISA {
+
+// The part of a tile that one Gaussian's bounding box covers.
+struct Span {
+  int first_row, last_row;  // inclusive; empty if last < first
+  int column, groups;       // first column and number of groups of eight
+};
+
+// Integer part of a coordinate, at most TILE; for values >= 0.
+DREAMKIT_INLINE int whole(float value) {
+  return static_cast<int>(value < static_cast<float>(TILE) ? value : static_cast<float>(TILE));
+}
+
+DREAMKIT_INLINE Span make_span(const Splat& s, float x, float y) {
+  // Pixel p is inside when |p + 1/2 - center| <= extent; x and y are relative to the tile's corner.
+  const float left = x - s.extent_x - 0.5f, right = x + s.extent_x - 0.5f;
+  const float top = y - s.extent_y - 0.5f, bottom = y + s.extent_y - 0.5f;
+  const int first_column = left > 0.0f ? whole(left) + 1 : 0;
+  const int first_row = top > 0.0f ? whole(top) + 1 : 0;
+  int last_column = right >= 0.0f ? whole(right) : -1;
+  int last_row = bottom >= 0.0f ? whole(bottom) : -1;
+  last_column = last_column < TILE ? last_column : TILE - 1;
+  last_row = last_row < TILE ? last_row : TILE - 1;
+  // Eight columns or fewer fit one group that starts anywhere; more take the two aligned groups.
+  const bool narrow = last_column - first_column < LANES;
+  const int column = narrow ? (first_column < TILE - LANES ? first_column : TILE - LANES) : 0;
+  return {first_row, last_column < first_column ? -1 : last_row, column, narrow ? 1 : 2};
+}
+
+DREAMKIT_INLINE Float8 column_centers(int column) {
+  return splat(static_cast<float>(column)) + Float8{0.5f, 1.5f, 2.5f, 3.5f, 4.5f, 5.5f, 6.5f, 7.5f};
+}
+
+struct Alpha {
+  Float8 raw;   // opacity exp(-sigma), unclamped; garbage where not used
+  Int8 used;    // at least 1/255
+};
+
+// Both passes call this, so that both decide alike which pixels a Gaussian touches.
+DREAMKIT_INLINE Alpha evaluate_alpha(const Splat& s, Float8 dx, float l2_dy, float row_exponent) {
+  const Float8 u = dx * splat(s.l1) + splat(l2_dy);
+  const Float8 exponent = splat(row_exponent) - u * u;
+  return {exp2(exponent), exponent >= splat(LOG2_ALPHA_MIN)};
+}
+
+DREAMKIT_INLINE bool any_above(const float* plane, float threshold) {
+  Float8 highest = load(plane);
+  for (int i = LANES; i < TILE_PIXELS; i += LANES) highest = maximum(highest, load(plane + i));
+  float result = highest[0];
+  for (int lane = 1; lane < LANES; ++lane) result = highest[lane] > result ? highest[lane] : result;
+  return result > threshold;
+}
+
+// F > 0 fixes the number of features at compile time; 0 reads it.
+template <int F>
+void forward_tile(ForwardTile& t) {
+  const ViewBins& bins = *t.bins;
+  const uint32_t begin = bins.tile_starts[t.tile], end = bins.tile_starts[t.tile + 1];
+  const int features = F > 0 ? F : t.features;
+  // Copies in registers: a store through one pointer must not force the others to be read again.
+  float* __restrict const transmittance = t.transmittance;
+  int32_t* __restrict const stop = t.stop;
+  float* __restrict const sums = t.sums;
+  const uint32_t* const entries = bins.entries.data();
+  const Splat* const splats = bins.splats.data();
+  const float* const all_features = bins.features.data();
+  const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
+  const size_t feature_stride = t.feature_stride;
+  uint32_t position = begin;
+  for (; position < end; ++position) {
+    if ((position - begin) % 16 == 15 && !any_above(transmittance, 0.0f)) break;
+    const uint32_t rank = entries[position];
+    const Splat s = splats[rank];
+    Float8 feature[F > 0 ? F : 1];
+    const float* const feature_row = all_features + rank * feature_stride;
+    for (int f = 0; f < F; ++f) feature[f] = splat(feature_row[f]);
+    const float x = s.x - tile_x, y = s.y - tile_y;
+    const Span span = make_span(s, x, y);
+    const int32_t index = static_cast<int32_t>(position - begin);
+    for (int group = 0; group < span.groups; ++group) {
+      const int column = span.column + group * LANES;
+      const Float8 dx = column_centers(column) - splat(x);
+      for (int row = span.first_row; row <= span.last_row; ++row) {
+        const float dy = static_cast<float>(row) + 0.5f - y, l3_dy = s.l3 * dy;
+        const float row_exponent = s.log2_opacity - l3_dy * l3_dy;
+        if (row_exponent < LOG2_ALPHA_MIN) continue;
+        const Alpha evaluated = evaluate_alpha(s, dx, s.l2 * dy, row_exponent);
+        const Float8 alpha = keep(evaluated.used, minimum(evaluated.raw, splat(ALPHA_MAX)));
+        const int pixel = row * TILE + column;
+        const Float8 before = load(transmittance + pixel);
+        const Float8 weight = alpha * before, after = before - weight;
+        const Int8 stops = after <= splat(TRANSMITTANCE_MIN);
+        const Int8 stops_now = stops & (before > splat(0.0f));
+        store(transmittance + pixel, stops ? -absolute(before) : after);
+        store(stop + pixel, stops_now ? splat(index) : load(stop + pixel));
+        const Float8 used_weight = keep(~stops, weight);
+        for (int f = 0; f < features; ++f) {
+          float* sum = sums + f * TILE_PIXELS + pixel;
+          store(sum, load(sum) + used_weight * (F > 0 ? feature[f] : splat(feature_row[f])));
+        }
+      }
+    }
+  }
+  t.end = position - begin;
+}
+
+
+template <int F>
+void backward_tile(const BackwardTile& t) {
+  const ViewBins& bins = *t.bins;
+  const uint32_t begin = bins.tile_starts[t.tile], end = begin + bins.tile_ends[t.tile];
+  const int features = F > 0 ? F : t.features;
+  const Float8 zero = splat(0.0f), one = splat(1.0f);
+  float* __restrict const transmittance = t.transmittance;
+  float* __restrict const behind_plane = t.behind;
+  const int32_t* __restrict const stop = t.stop;
+  const float* __restrict const gradients = t.gradients;
+  const uint32_t* const entries = bins.entries.data();
+  const Splat* const splats = bins.splats.data();
+  const float* const all_features = bins.features.data();
+  const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
+  const size_t feature_stride = t.feature_stride;
+  const bool by_entry = t.by_entry;
+  Float8 fixed[F > 0 ? (MOMENTS + F + LANES - 1) / LANES * LANES : 1];
+  Float8* sums = F > 0 ? fixed : reinterpret_cast<Float8*>(t.accumulators);
+  const int rows_of_sums = F > 0 ? static_cast<int>(sizeof(fixed) / sizeof(Float8)) : t.result_stride;
+  for (uint32_t position = end; position-- > begin;) {
+    const uint32_t rank = entries[position];
+    const Splat s = splats[rank];
+    const float* const feature = all_features + rank * feature_stride;
+    const float x = s.x - tile_x, y = s.y - tile_y;
+    const Span span = make_span(s, x, y);
+    const Int8 index = splat(static_cast<int32_t>(position - begin));
+    for (int i = 0; i < rows_of_sums; ++i) sums[i] = zero;
+    for (int group = 0; group < span.groups; ++group) {
+      const int column = span.column + group * LANES;
+      const Float8 dx = column_centers(column) - splat(x);
+      for (int row = span.first_row; row <= span.last_row; ++row) {
+        const float dy = static_cast<float>(row) + 0.5f - y, l3_dy = s.l3 * dy;
+        const float row_exponent = s.log2_opacity - l3_dy * l3_dy;
+        if (row_exponent < LOG2_ALPHA_MIN) continue;
+        const Alpha evaluated = evaluate_alpha(s, dx, s.l2 * dy, row_exponent);
+        const int pixel = row * TILE + column;
+        const Int8 used = evaluated.used & (index < load(stop + pixel));
+        const Float8 raw = keep(used, evaluated.raw);
+        const Float8 alpha = minimum(raw, splat(ALPHA_MAX));
+        const Float8 inverse = one / (one - alpha);
+        const Float8 before = load(transmittance + pixel) * inverse;
+        const Float8 behind = load(behind_plane + pixel);
+        const Float8 weight = alpha * before;
+        Float8 product = zero;
+        for (int f = 0; f < features; ++f) {
+          const Float8 gradient = load(gradients + f * TILE_PIXELS + pixel);
+          product += gradient * splat(feature[f]);
+          sums[MOMENTS + f] += weight * gradient;
+        }
+        store(transmittance + pixel, before);
+        store(behind_plane + pixel, behind + weight * product);
+        const Float8 d_alpha = before * product - behind * inverse;
+        const Float8 d_sigma = keep(raw <= splat(ALPHA_MAX), -raw * d_alpha);
+        const Float8 d_sigma_dx = d_sigma * dx, d_sigma_dy = d_sigma * splat(dy);
+        sums[0] += d_sigma;
+        sums[1] += d_sigma_dx;
+        sums[2] += d_sigma_dy;
+        sums[3] += d_sigma_dx * dx;
+        sums[4] += d_sigma_dx * splat(dy);
+        sums[5] += d_sigma_dy * splat(dy);
+      }
+    }
+    float* result = t.results + static_cast<size_t>(by_entry ? position : rank) * t.result_stride;
+    for (int i = 0; i < rows_of_sums; i += LANES) {
+      const Float8 totals = horizontal_sums(sums + i);
+      store(result + i, by_entry ? totals : load(result + i) + totals);
+    }
+  }
+}
+
+// Colours with depth and normal (7), colours alone (3), or any number.
+inline void forward_any(ForwardTile& tile) {
+  if (tile.features == 7) {
+    forward_tile<7>(tile);
+  } else {
+    forward_tile<0>(tile);
+  }
+}
+
+inline void backward_any(const BackwardTile& tile) {
+  if (tile.features == 7) {
+    backward_tile<7>(tile);
+  } else if (tile.features == 3) {
+    backward_tile<3>(tile);
+  } else {
+    backward_tile<0>(tile);
+  }
+}
+
+}  // namespace DREAMKIT_ISA
+}  // namespace dreamkit
