@@ -59,15 +59,15 @@ LATEST = "latest"
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """A job that was stopped by the user after its state was saved.
+    """A job that was stopped by the user and that `dreamkit resume` can continue.
 
     Args:
-        run: the run folder, which `dreamkit resume` continues.
-        step: steps done and saved.
+        run: the run folder.
+        step: steps done and saved; None when it goes on from whatever checkpoint was the last.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
-        super().__init__(f"interrupted at step {step}, saved in {run}")
+    def __init__(self, run: Path, step: int | None = None) -> None:
+        super().__init__(f"interrupted, {run} can be continued")
         self.run = run
         self.step = step
 

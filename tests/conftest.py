@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# No test may fail because the machine was busy.
+settings.register_profile("dreamkit", deadline=None)
+settings.load_profile("dreamkit")
 
 # Nothing here may reach for a network: models are made on the spot.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -139,7 +144,7 @@ def save_stable_diffusion(folder: Path, scheduler) -> None:
 
 
 def make_sd15(folder: Path) -> None:
-    """Stable Diffusion 1.5: eps, PNDM, and the files as they were written in 2022 (vocab.json, `text_model.` keys)."""
+    """Stable Diffusion 1.5: eps, PNDM, and the file formats and tensor names of 2022."""
     from diffusers import PNDMScheduler
     from safetensors.torch import load_file, save_file
 
@@ -153,6 +158,20 @@ def make_sd15(folder: Path) -> None:
     (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
     weights = folder / "text_encoder" / "model.safetensors"
     old = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(weights).items()}
+    old["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(old, weights, metadata={"format": "pt"})
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {}
+    for name, tensor in load_file(weights).items():
+        if "attentions" in name:
+            for new_part, old_part in {
+                "to_q": "query",
+                "to_k": "key",
+                "to_v": "value",
+                "to_out.0": "proj_attn",
+            }.items():
+                name = name.replace(new_part, old_part)
+        old[name] = tensor
     save_file(old, weights, metadata={"format": "pt"})
 
 

@@ -91,6 +91,7 @@ def machine() -> dict[str, Any]:
         for index in range(torch.cuda.device_count())
     ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    chosen = os.environ.get("DREAMKIT_BACKEND")
     return {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "processor": _processor_name(),
@@ -99,6 +100,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "gpu": ", ".join(gpus) if gpus else f"none (torch {torch.__version__}, CUDA {torch.version.cuda})",
+        "kernels": f"DREAMKIT_BACKEND={chosen}" if chosen else "chosen by device (DREAMKIT_BACKEND is not set)",
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -24,6 +25,8 @@ from dreamkit.cli.parsing import (
     require_folder_name,
 )
 from dreamkit.diffusion.prompts import clean_prompt
+from dreamkit.runs import RunInterrupted
+from dreamkit.training.callbacks import Callback
 
 if TYPE_CHECKING:
     from dreamkit.training.generate import GenerateResult
@@ -101,14 +104,46 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Generate, "generate", arguments)
     command.check()
     from dreamkit.training.generate import GenerateOptions, generate
-    from dreamkit.training.progress import progress_display
 
     fields = asdict(command)
     as_json = fields.pop("json")
-    with progress_display() as progress:
-        result = generate(GenerateOptions(**fields), [progress])
-    print_result(result, as_json)
+    options = GenerateOptions(**fields)
+    print_result(run_job(lambda callbacks: generate(options, callbacks)), as_json)
     return 0
+
+
+class RunNote(Callback):
+    """Remembers the run folder, so that an interruption at any moment can say how to go on."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+
+    def on_run(self, path: Path) -> None:
+        """Note the folder."""
+        self.path = path
+
+
+def run_job(job: Callable[[Sequence[Callback]], GenerateResult]) -> GenerateResult:
+    """Run a job with a progress display.
+
+    Args:
+        job: takes the callbacks.
+
+    Raises:
+        RunInterrupted: it was interrupted when its run folder was there.
+    """
+    from dreamkit.training.progress import progress_display
+
+    note = RunNote()
+    try:
+        with progress_display() as progress:
+            return job([progress, note])
+    except RunInterrupted:
+        raise
+    except KeyboardInterrupt:
+        if note.path is None:
+            raise
+        raise RunInterrupted(note.path) from None
 
 
 def print_result(result: GenerateResult, as_json: bool) -> None:

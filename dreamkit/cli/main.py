@@ -92,7 +92,8 @@ def _interrupted(interrupt: KeyboardInterrupt, as_json: bool) -> int:
     from dreamkit.runs import RunInterrupted
 
     if isinstance(interrupt, RunInterrupted):
-        message = f"Interrupted after step {interrupt.step}; everything is saved."
+        saved = f"step {interrupt.step} is saved" if interrupt.step is not None else "its checkpoints are safe"
+        message = f"Interrupted; {saved}."
         hint = f"Continue with: dreamkit resume {interrupt.run}"
     else:
         message, hint = "Interrupted.", None

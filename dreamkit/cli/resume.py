@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dreamkit.cli.generate import print_result
+from dreamkit.cli.generate import print_result, run_job
 from dreamkit.cli.parsing import Folder, RunFolder, parse
 from dreamkit.runs import Run
 
@@ -34,9 +34,6 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Resume, "resume", arguments)
     folder = Run.open(command.run, command.out).path
     from dreamkit.training.generate import resume
-    from dreamkit.training.progress import progress_display
 
-    with progress_display() as progress:
-        result = resume(str(folder), [progress])
-    print_result(result, command.json)
+    print_result(run_job(lambda callbacks: resume(str(folder), callbacks)), command.json)
     return 0

@@ -14,6 +14,10 @@ Floats = NDArray[np.float32]
 REACH = 3.0
 """How many standard deviations of a Gaussian are looked at; beyond, it is below 1.2 % of its peak."""
 
+LOW_PASS = 0.3
+"""Added to the diagonal of every covariance, in voxels squared: what rasterisers add in pixels squared. Without it a
+disc thinner than a voxel would fall between the grid's points."""
+
 
 @dataclass(frozen=True)
 class Splats:
@@ -30,6 +34,11 @@ class Splats:
     def subset(self, mask: NDArray[np.bool_]) -> Splats:
         """Those where `mask` [N] is true."""
         return Splats(self.means[mask], self.covariances[mask], self.opacities[mask], self.colors[mask])
+
+    def smoothed(self, variance: float) -> Splats:
+        """The same with `variance` (world units squared) added in every direction; the peaks stay."""
+        covariances = self.covariances + np.float32(variance) * np.eye(3, dtype=np.float32)
+        return Splats(self.means, covariances, self.opacities, self.colors)
 
     def reach(self) -> Floats:
         """[N, 3] half edges of the boxes about each Gaussian's `REACH` ellipsoid: REACH sqrt(Sigma_kk)."""
@@ -80,7 +89,7 @@ def _blocks(
 
 
 def density_grid(splats: Splats, resolution: int) -> Grid:
-    """The field D(x) = sum_i o_i exp(-1/2 d^T Sigma_i^-1 d), d = x - mean_i, on a cubic grid.
+    """The field D(x) = sum_i o_i exp(-1/2 d^T (Sigma_i + LOW_PASS voxel^2 I)^-1 d), d = x - mean_i, on a cubic grid.
 
     Each Gaussian is evaluated in the block of its 3-sigma ellipsoid only. A block is small enough for the cache,
     and within it the quadratic form is split into what depends on (y, z) and on x, so that a grid point costs one
@@ -96,6 +105,7 @@ def density_grid(splats: Splats, resolution: int) -> Grid:
     low, high = bounding_box(splats)
     padding = 2
     voxel = float((high - low).max()) / (resolution - 1 - 2 * padding)
+    splats = splats.smoothed(LOW_PASS * voxel**2)
     origin = (low - padding * voxel).astype(np.float32)
     shape = tuple(int(n) for n in np.ceil((high - low) / voxel).astype(np.int64) + 1 + 2 * padding)
     values = np.zeros(shape, np.float32)
@@ -122,8 +132,8 @@ def density_grid(splats: Splats, resolution: int) -> Grid:
 def silhouette(splats: Splats, grid: Grid, axis: int) -> NDArray[np.bool_]:
     """Where the scene is more opaque than transparent, seen along a world axis without perspective.
 
-    alpha(u) = 1 - prod_i (1 - o_i exp(-1/2 d^T S_i^-1 d)) with S_i the covariance without the row and column of the
-    axis: exactly what splatting composites, because the order does not matter for coverage.
+    alpha(u) = 1 - prod_i (1 - o_i exp(-1/2 d^T S_i^-1 d)) with S_i = Sigma_i + LOW_PASS voxel^2 I without the row and
+    column of the axis: exactly what splatting composites, because the order does not matter for coverage.
 
     Args:
         splats: the Gaussians.
@@ -133,6 +143,7 @@ def silhouette(splats: Splats, grid: Grid, axis: int) -> NDArray[np.bool_]:
     Returns:
         [rows, columns] over the two other axes, true where alpha > 1/2.
     """
+    splats = splats.smoothed(LOW_PASS * grid.voxel**2)
     kept = [k for k in range(3) if k != axis]
     origin, shape = grid.origin[kept], tuple(grid.values.shape[k] for k in kept)
     covariances = splats.covariances[:, kept][:, :, kept].astype(np.float64)

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -77,6 +78,10 @@ class PlainProgress(Callback):
     def _print(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
+    def on_run(self, path: Path) -> None:
+        """Print where the run is."""
+        self._print(f"run folder: {path}")
+
     def on_stage(self, name: str, total_steps: int | None) -> None:
         """Print the stage's name."""
         self._stage = name
@@ -115,7 +120,6 @@ class LiveProgress(Callback):
         from rich.console import Console
         from rich.progress import (
             BarColumn,
-            MofNCompleteColumn,
             Progress,
             SpinnerColumn,
             TextColumn,
@@ -127,7 +131,7 @@ class LiveProgress(Callback):
             SpinnerColumn(finished_text="[green]✓[/green]"),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
             TextColumn("{task.fields[metrics]}", markup=False),
             TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(elapsed_when_finished=True),
@@ -154,10 +158,14 @@ class LiveProgress(Callback):
             total = self._progress.tasks[-1].total or 1
             self._progress.update(self._task, total=total, completed=total)
 
+    def on_run(self, path: Path) -> None:
+        """Print where the run is, above the bars."""
+        self.on_message("info", f"run folder: {path}")
+
     def on_stage(self, name: str, total_steps: int | None) -> None:
         """Begin a new bar; it pulses when the number of steps is unknown."""
         self._finish()
-        self._task = self._progress.add_task(name, total=total_steps, metrics="", rate="")
+        self._task = self._progress.add_task(name, total=total_steps, count="", metrics="", rate="")
         self._first_step = 0
         self._begin = time.monotonic()
 
@@ -173,6 +181,7 @@ class LiveProgress(Callback):
             self._task,
             total=total,
             completed=step,
+            count=f"{step}/{total}",
             metrics=format_metrics(metrics),
             rate=f"{rate:.3g} steps/s",
         )

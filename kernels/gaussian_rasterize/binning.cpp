@@ -3,7 +3,6 @@
 // Gaussians are sorted once by depth (stable, so ties keep their index order); walking that order and appending each
 // Gaussian to the tiles it touches leaves every tile's list sorted. The lists do not depend on the thread count.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -36,15 +35,15 @@ void radix_sort(Buffer<uint64_t>& items, Buffer<uint64_t>& scratch, size_t count
 
 // Fill bins.order with the visible Gaussians by depth.
 void sort_by_depth(const CompositeInputs& in, int64_t view, ViewBins& bins) {
-  const float* opacities = in.opacities + view * in.count;
-  const float* depths = in.depths + view * in.count;
+  const int32_t* radii = in.radii + view * in.count;
+  const Geometry* geometry = in.geometry + view * in.count;
   Buffer<uint64_t> items(in.count), scratch(in.count);
   size_t visible = 0;
   for (int64_t i = 0; i < in.count; ++i) {
-    uint32_t key;  // a positive float's bits sort like the float
-    std::memcpy(&key, &depths[i], sizeof(key));
-    items[visible] = (static_cast<uint64_t>(key) << 32) | static_cast<uint32_t>(i);
-    visible += opacities[i] > 0.0f && depths[i] > 0.0f;
+    if (radii[i] <= 0) continue;
+    uint32_t key;  // depths are positive, and a positive float's bits sort like the float
+    std::memcpy(&key, &geometry[i].depth, sizeof(key));
+    items[visible++] = (static_cast<uint64_t>(key) << 32) | static_cast<uint32_t>(i);
   }
   radix_sort(items, scratch, visible);
   bins.visible = static_cast<uint32_t>(visible);
@@ -52,48 +51,29 @@ void sort_by_depth(const CompositeInputs& in, int64_t view, ViewBins& bins) {
   for (size_t rank = 0; rank < visible; ++rank) bins.order[rank] = static_cast<uint32_t>(items[rank]);
 }
 
-Splat make_splat(const float* mean, const float* conic, float opacity) {
-  constexpr float SCALE = 0.72134752044448170368f;  // log2(e) / 2
-  const float a = conic[0], b = conic[1], c = conic[2];
-  const float l1 = std::sqrt(a * SCALE);
-  const float l2 = b * SCALE / l1;
-  const float l3 = std::sqrt(std::max(0.0f, (c - b * b / a) * SCALE));
-  const float level = 2.0f * std::log(std::max(opacity / ALPHA_MIN, 1.0f));
-  const float determinant = std::max(a * c - b * b, 1e-30f);
-  // The margin makes the box conservative under rounding: the alpha test in the pixel loop decides.
-  const float extent_x = std::sqrt(level * c / determinant) * 1.0001f + 0.01f;
-  const float extent_y = std::sqrt(level * a / determinant) * 1.0001f + 0.01f;
-  return {mean[0], mean[1], l1, l2, l3, std::log2(opacity), extent_x, extent_y};
-}
-
-void pack(const CompositeInputs& in, int64_t view, const CompositeState& state, ViewBins& bins, int64_t rank) {
-  const int64_t index = bins.order[rank], row = view * in.count + index;
-  bins.splats[rank] = make_splat(in.means2d + 2 * row, in.conics + 3 * row, in.opacities[row]);
-  float* features = bins.features.data() + rank * state.feature_stride;
-  const float* color = in.colors + (in.shared_colors ? index : row) * in.channels;
-  for (int64_t channel = 0; channel < in.channels; ++channel) features[channel] = color[channel];
-  features[in.channels] = in.depths[row];
-  for (int axis = 0; axis < 3; ++axis) features[in.channels + 1 + axis] = in.normals[3 * row + axis];
-  for (int rest = state.features; rest < state.feature_stride; ++rest) features[rest] = 0.0f;
-}
-
-struct TileBox {
-  int x0, x1, y0, y1;  // half-open
-};
-
 // Tiles that hold a pixel centre of the bounding box.
 TileBox tile_box(const Splat& s, const CompositeState& state) {
-  const auto clamped = [](float edge, int tiles) {
-    return static_cast<int>(std::min(static_cast<float>(tiles), std::max(0.0f, std::floor(edge / TILE))));
+  const auto clamped = [](float edge, int tiles) {  // truncation is floor for what is not clamped to zero
+    return static_cast<uint16_t>(std::min(static_cast<float>(tiles), std::max(0.0f, edge * (1.0f / TILE))));
   };
   const TileBox box{clamped(s.x - s.extent_x, state.tiles_x), clamped(s.x + s.extent_x + TILE, state.tiles_x),
                     clamped(s.y - s.extent_y, state.tiles_y), clamped(s.y + s.extent_y + TILE, state.tiles_y)};
   return box.x1 > box.x0 && box.y1 > box.y0 ? box : TileBox{0, 0, 0, 0};
 }
 
+void pack(const CompositeInputs& in, int64_t view, const CompositeState& state, ViewBins& bins, int64_t rank) {
+  const int64_t index = bins.order[rank], row = view * in.count + index;
+  bins.splats[rank] = in.splats[row];
+  bins.boxes[rank] = tile_box(in.splats[row], state);
+  float* features = bins.features.data() + rank * state.feature_stride;
+  const float* color = in.colors + (in.shared_colors ? index : row) * in.channels;
+  for (int64_t channel = 0; channel < in.channels; ++channel) features[channel] = color[channel];
+  std::memcpy(features + in.channels, &in.geometry[row].depth, 4 * sizeof(float));  // depth and normal
+  for (int rest = state.features; rest < state.feature_stride; ++rest) features[rest] = 0.0f;
+}
+
 template <class Visit>
-void for_each_tile(const Splat& splat, const CompositeState& state, Visit visit) {
-  const TileBox box = tile_box(splat, state);
+void for_each_tile(const TileBox& box, const CompositeState& state, Visit visit) {
   for (int y = box.y0; y < box.y1; ++y) {
     for (int x = box.x0; x < box.x1; ++x) visit(y * state.tiles_x + x);
   }
@@ -107,6 +87,7 @@ void bin_view(const CompositeInputs& in, int64_t view, int threads, CompositeSta
   const int64_t visible = bins.visible;
   const int tiles = state.tiles_x * state.tiles_y;
   bins.splats.allocate(visible);
+  bins.boxes.allocate(visible);
   bins.features.allocate(visible * state.feature_stride);
   bins.rank_starts.allocate(visible + 1);
   bins.tile_starts.allocate(tiles + 1);
@@ -124,7 +105,7 @@ void bin_view(const CompositeInputs& in, int64_t view, int threads, CompositeSta
     for (int64_t rank = first_rank(chunk); rank < first_rank(chunk + 1); ++rank) {
       pack(in, view, state, bins, rank);
       bins.rank_starts[rank] = static_cast<uint32_t>(total);  // within the chunk, until the totals are known
-      for_each_tile(bins.splats[rank], state, [&](int tile) {
+      for_each_tile(bins.boxes[rank], state, [&](int tile) {
         ++counts[tile];
         ++total;
       });
@@ -154,7 +135,7 @@ void bin_view(const CompositeInputs& in, int64_t view, int threads, CompositeSta
     uint32_t* cursor = cursors.data() + static_cast<size_t>(chunk) * tiles;
     for (int64_t rank = first_rank(chunk); rank < first_rank(chunk + 1); ++rank) {
       uint32_t slot = bins.rank_starts[rank] += static_cast<uint32_t>(chunk_entries[chunk]);
-      for_each_tile(bins.splats[rank], state, [&](int tile) {
+      for_each_tile(bins.boxes[rank], state, [&](int tile) {
         const uint32_t position = cursor[tile]++;
         bins.entries[position] = static_cast<uint32_t>(rank);
         bins.positions[slot++] = position;

@@ -6,16 +6,15 @@
 // behind, s_i = sum_{j>i} w_j (g . f_j) + T dL/dT.
 #include <algorithm>
 #include <cmath>
-#include <exception>
-#ifdef _OPENMP
-#include <omp.h>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
 #endif
 
 #include "native.h"
 
 namespace dreamkit {
 
-constexpr float LOG2_ALPHA_MIN = -7.99435343685885793770f;  // log2(1 / 255)
 constexpr int MOMENTS = 6;  // sums of v, v dx, v dy, v dx^2, v dx dy, v dy^2, with v = dL/dsigma
 
 struct ForwardTile {
@@ -100,30 +99,6 @@ void render_tile(const CompositeInputs& in, const CompositeOutputs& out, Composi
   bins.tile_ends[tile] = t.end;
   for (int pixel = 0; pixel < TILE_PIXELS; ++pixel) transmittance[pixel] = std::fabs(transmittance[pixel]);
   write_tile(in, out, state, view, place, transmittance, sums);
-}
-
-int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
-// Runs body(i) for i in [0, count) on `threads` threads; an exception in a thread is rethrown here.
-template <class Body>
-void parallel_for(int64_t count, int threads, Body body) {
-  std::exception_ptr failure;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) {
-    try {
-      body(i);
-    } catch (...) {
-#pragma omp critical(dreamkit_failure)
-      failure = std::current_exception();
-    }
-  }
-  if (failure) std::rethrow_exception(failure);
 }
 
 int useful_threads(const CompositeInputs& in) {
@@ -268,30 +243,25 @@ void differentiate_tile(BackwardPlan& plan, int64_t view, int tile, bool by_entr
 void write_gradients(const BackwardPlan& plan, int64_t view, uint32_t rank, const float* row, float* colors) {
   const CompositeGradients& out = plan.gradients;
   const int channels = static_cast<int>(plan.state.channels);
-  const int64_t index = plan.state.bins[view].order[rank], target = view * plan.state.count + index;
-  const float* conic = plan.in.conics + 3 * target;
-  out.means2d[2 * target] = -(conic[0] * row[1] + conic[1] * row[2]);
-  out.means2d[2 * target + 1] = -(conic[1] * row[1] + conic[2] * row[2]);
-  out.conics[3 * target] = 0.5f * row[3];
-  out.conics[3 * target + 1] = row[4];
-  out.conics[3 * target + 2] = 0.5f * row[5];
-  out.opacities[target] = -row[0] / plan.in.opacities[target];
+  const int64_t target = view * plan.state.count + plan.state.bins[view].order[rank];
+  const Geometry& g = plan.in.geometry[target];
+  out.means2d[2 * target] = -(g.conic_xx * row[1] + g.conic_xy * row[2]);
+  out.means2d[2 * target + 1] = -(g.conic_xy * row[1] + g.conic_yy * row[2]);
   const float* features = row + MOMENTS;
-  std::copy_n(features, channels, colors + (view * plan.state.count + index) * channels);
+  Geometry result{0.5f * row[3], row[4], 0.5f * row[5], -row[0] / g.opacity, 0.0f, {0.0f, 0.0f, 0.0f}};
   if (plan.features > channels) {
-    out.depths[target] = features[channels];
-    std::copy_n(features + channels + 1, 3, out.normals + 3 * target);
+    result.depth = features[channels];
+    std::copy_n(features + channels + 1, 3, result.normal);
   }
+  out.geometry[target] = result;
+  std::copy_n(features, channels, colors + target * channels);
 }
 
+// Culled Gaussians have zero gradients.
 void clear_outputs(const BackwardPlan& plan, int64_t view, float* colors) {
-  const CompositeGradients& out = plan.gradients;
   const int64_t count = plan.state.count, first = view * count;
-  std::fill_n(out.means2d + 2 * first, 2 * count, 0.0f);
-  std::fill_n(out.conics + 3 * first, 3 * count, 0.0f);
-  std::fill_n(out.opacities + first, count, 0.0f);
-  std::fill_n(out.depths + first, count, 0.0f);
-  std::fill_n(out.normals + 3 * first, 3 * count, 0.0f);
+  std::fill_n(plan.gradients.means2d + 2 * first, 2 * count, 0.0f);
+  std::fill_n(reinterpret_cast<float*>(plan.gradients.geometry + first), 8 * count, 0.0f);
   std::fill_n(colors + first * plan.state.channels, count * plan.state.channels, 0.0f);
 }
 

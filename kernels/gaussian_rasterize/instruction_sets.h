@@ -2,11 +2,9 @@
 // (DREAMKIT_ISA), and chooses between them at run time with DREAMKIT_CALL(function, arguments...).
 //
 // GCC's target_clones would be shorter, but GCC 12 splits vectors wider than the baseline's before it clones, and the
-// AVX2 clone then works on halves. Standard headers must be included before this one.
+// AVX2 clone then works on halves. Standard headers must be included before this one, so that nothing of theirs is
+// built for more than the baseline.
 #pragma once
-
-#include <cstdint>
-#include <cstring>
 
 #define DREAMKIT_INLINE inline __attribute__((always_inline))
 

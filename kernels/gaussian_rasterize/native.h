@@ -1,19 +1,25 @@
-// Shared by the native kernels of gaussian_rasterize: buffers, constants and the state kept for the backward pass.
+// Shared by the native kernels of gaussian_rasterize: buffers, constants, arguments and the state kept for the backward.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace dreamkit {
 
-// The rules of gsplat; reference.py and types.py hold the same numbers.
+// The rules of gsplat; types.py holds the same numbers.
 constexpr float ALPHA_MAX = 0.999f;
 constexpr float ALPHA_MIN = 1.0f / 255.0f;
+constexpr float LOG2_ALPHA_MIN = -7.99435343685885793770f;
 constexpr float TRANSMITTANCE_MIN = 1e-4f;
 constexpr float MAX_MAGNITUDE = 1e12f;
+constexpr float MAX_RADIUS = 1e9f;
 
 constexpr int LANES = 8;  // floats in a vector
 constexpr int TILE = 16;  // side of a tile, pixels; a multiple of the lanes
@@ -53,41 +59,116 @@ class Buffer {
   T* data_ = nullptr;
 };
 
-// One visible Gaussian in one view, in the form the inner loop wants.
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// Runs body(i) for i in [0, count) on `threads` threads; an exception in a thread is rethrown here.
+template <class Body>
+void parallel_for(int64_t count, int threads, Body body) {
+  std::exception_ptr failure;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
+  for (int64_t i = 0; i < count; ++i) {
+    try {
+      body(i);
+    } catch (...) {
+#pragma omp critical(dreamkit_failure)
+      failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+// One Gaussian in one view, in the form the compositing loops want. All zero where culled.
 // alpha(dx, dy) = 2^(log2_opacity - (l1 dx + l2 dy)^2 - (l3 dy)^2): the Cholesky factor of the conic, scaled by
 // sqrt(log2(e) / 2), makes the exponent a difference of squares that can't come out positive by rounding.
 struct Splat {
-  float x, y;
-  float l1, l2, l3;
+  float x, y;                // pixels
+  float l1, l2, l3;          // 1 / pixels
   float log2_opacity;
-  float extent_x, extent_y;  // half the bounding box of alpha >= 1/255, pixels
+  float extent_x, extent_y;  // half the bounding box of alpha >= 1/255, pixels, with a margin for rounding
+};
+static_assert(sizeof(Splat) == 8 * sizeof(float), "a row of the splats tensor");
+
+// The same Gaussian's differentiable quantities: a row of the geometry tensor and of its gradient.
+struct Geometry {
+  float conic_xx, conic_xy, conic_yy;
+  float opacity;
+  float depth;
+  float normal[3];
+};
+static_assert(sizeof(Geometry) == 8 * sizeof(float), "a row of the geometry tensor");
+
+// --- Projection and colours (projection.cpp) ---
+
+struct ProjectionInputs {
+  int64_t views, count, color_size;
+  const float* means;          // [N, 3]
+  const float* quaternions;    // [N, 4]
+  const float* scales;         // [N, 3]
+  const float* opacities;      // [N]
+  const float* colors;         // [N, color_size], only checked for being finite
+  const float* view_matrices;  // [B, 4, 4]
+  const float* intrinsics;     // [B, 3, 3]
+  float width, height, near, far, eps2d, radius_clip;
+  bool antialiased;
+  int threads;
 };
 
-// One view's Gaussians sorted by depth (a Gaussian's place in that order is its rank) and listed per tile.
-struct ViewBins {
-  uint32_t visible = 0;
-  Buffer<uint32_t> order;         // [visible] rank -> index of the Gaussian
-  Buffer<Splat> splats;           // [visible]
-  Buffer<float> features;         // [visible, feature_stride]
-  Buffer<uint32_t> tile_starts;   // [tiles + 1]
-  Buffer<uint32_t> entries;       // [entries] ranks, tile by tile, front to back
-  Buffer<uint32_t> rank_starts;   // [visible + 1]
-  Buffer<uint32_t> positions;     // [entries] rank by rank: where its entries are, tiles ascending
-  Buffer<uint32_t> tile_ends;     // [tiles] entries really composited (every pixel may stop early)
-  Buffer<float> transmittance;    // [tiles, TILE_PIXELS] final
-  Buffer<int32_t> stop;           // [tiles, TILE_PIXELS] a pixel uses entries before this one
+struct ProjectionOutputs {
+  float* means2d;      // [B, N, 2]
+  Geometry* geometry;  // [B, N]
+  Splat* splats;       // [B, N]
+  int32_t* radii;      // [B, N]
 };
+
+struct ProjectionGradients {
+  const float* means2d;      // [B, N, 2] dL/d(output)
+  const Geometry* geometry;  // [B, N]
+  float* means;              // results, shaped as the inputs
+  float* quaternions;
+  float* scales;
+  float* opacities;
+  float* view_matrices;  // or null
+};
+
+void project_forward(const ProjectionInputs& inputs, const ProjectionOutputs& outputs);
+void project_backward(const ProjectionInputs& inputs, const int32_t* radii, const ProjectionGradients& gradients);
+
+struct ShadeInputs {
+  int64_t views, count;
+  int bases, degree;           // coefficients per channel held, and harmonics degree used
+  const float* means;          // [N, 3]
+  const float* coefficients;   // [N, bases, 3]
+  const float* view_matrices;  // [B, 4, 4]
+  const int32_t* radii;        // [B, N]; 0 is culled
+  int threads;
+};
+
+struct ShadeGradients {
+  const float* colors;  // [B, N, 3] dL/d(output)
+  float* means;         // results, shaped as the inputs
+  float* coefficients;
+  float* view_matrices;  // or null
+};
+
+void shade_forward(const ShadeInputs& inputs, float* colors);
+void shade_backward(const ShadeInputs& inputs, const ShadeGradients& gradients);
+
+// --- Compositing (binning.cpp, composite.cpp) ---
 
 struct CompositeInputs {
   int64_t views, count, width, height, channels;
-  bool shared_colors;       // colors is [1, N, C]
-  const float* means2d;     // [B, N, 2]
-  const float* conics;      // [B, N, 3]
-  const float* opacities;   // [B, N]; 0 is culled
-  const float* depths;      // [B, N]
-  const float* normals;     // [B, N, 3]
-  const float* colors;      // [B or 1, N, C]
-  const float* background;  // [B, C] or null
+  bool shared_colors;        // colors is [1, N, C]
+  const Splat* splats;       // [B, N]
+  const Geometry* geometry;  // [B, N]
+  const int32_t* radii;      // [B, N]; 0 is culled
+  const float* colors;       // [B or 1, N, C]
+  const float* background;   // [B, C] or null
   int threads;
 };
 
@@ -96,6 +177,26 @@ struct CompositeOutputs {
   float* alpha;   // [B, H, W]
   float* depth;   // [B, H, W]
   float* normal;  // [B, H, W, 3]
+};
+
+struct TileBox {
+  uint16_t x0, x1, y0, y1;  // half-open, in tiles
+};
+
+// One view's Gaussians sorted by depth (a Gaussian's place in that order is its rank) and listed per tile.
+struct ViewBins {
+  uint32_t visible = 0;
+  Buffer<uint32_t> order;        // [visible] rank -> index of the Gaussian
+  Buffer<Splat> splats;          // [visible]
+  Buffer<TileBox> boxes;         // [visible]
+  Buffer<float> features;        // [visible, feature_stride]: colours, depth, normal
+  Buffer<uint32_t> tile_starts;  // [tiles + 1]
+  Buffer<uint32_t> entries;      // [entries] ranks, tile by tile, front to back
+  Buffer<uint32_t> rank_starts;  // [visible + 1]
+  Buffer<uint32_t> positions;    // [entries] rank by rank: where its entries are, tiles ascending
+  Buffer<uint32_t> tile_ends;    // [tiles] entries really composited (every pixel may stop early)
+  Buffer<float> transmittance;   // [tiles, TILE_PIXELS] final
+  Buffer<int32_t> stop;          // [tiles, TILE_PIXELS] a pixel uses entries before this one
 };
 
 struct CompositeState {
@@ -115,25 +216,24 @@ struct CompositeGradients {
   const float* alpha;   // [B, H, W] or null
   const float* depth;   // [B, H, W] or null
   const float* normal;  // [B, H, W, 3] or null
-  float* means2d;       // results, shaped as the inputs
-  float* conics;
-  float* opacities;
-  float* depths;
-  float* normals;
-  float* colors;
-  float* background;  // [B, C] or null
+  float* means2d;       // [B, N, 2] results
+  Geometry* geometry;   // [B, N]
+  float* colors;        // shaped as the input
+  float* background;    // [B, C] or null
 };
+
+CompositeState composite_forward(const CompositeInputs& inputs, const CompositeOutputs& outputs);
+void composite_backward(const CompositeInputs& inputs, const CompositeState& state, const CompositeGradients& gradients);
+
+// Depth order, packing and tile lists of one view, with `threads` threads inside it.
+void bin_view(const CompositeInputs& inputs, int64_t view, int threads, CompositeState& state);
+
+// --- Instruction sets (instruction_sets.cpp) ---
 
 enum class InstructionSet { baseline, avx2, avx512 };
 
 // What this processor has, found once; DREAMKIT_SIMD=baseline or avx2 asks for less (to test those paths).
 InstructionSet instruction_set();
 const char* instruction_set_name();
-
-CompositeState composite_forward(const CompositeInputs& inputs, const CompositeOutputs& outputs);
-void composite_backward(const CompositeInputs& inputs, const CompositeState& state, const CompositeGradients& gradients);
-
-// binning.cpp: depth order, packing and tile lists of one view, with `threads` threads inside it.
-void bin_view(const CompositeInputs& inputs, int64_t view, int threads, CompositeState& state);
 
 }  // namespace dreamkit

@@ -75,12 +75,12 @@ def usable_rows(gaussians: Gaussians) -> Tensor:
     return usable
 
 
-def _project_covariances(
+def _project_axes(
     means_camera: Tensor,  # [B, N, 3]
-    covariances: Tensor,  # [N, 3, 3]
+    factors: Tensor,  # [N, 3, 3] R S: the scaled axes as columns
     view: View,
 ) -> Tensor:
-    """EWA: cov2d [B, N, 2, 2] = J W cov W^T J^T, without the low-pass.
+    """EWA: the scaled axes in the image, P [B, N, 2, 3] = J W R S, so that cov2d = P P^T without the low-pass.
 
     J is the Jacobian of the perspective projection at the centre, whose direction is clamped to 0.3 image half-widths
     outside the image: far outside, the linearisation has no meaning and blows up.
@@ -95,8 +95,7 @@ def _project_covariances(
     jacobian = torch.stack(
         [focal_x / z, zero, -focal_x * slope_x / z, zero, focal_y / z, -focal_y * slope_y / z], dim=-1
     ).reshape(*z.shape, 2, 3)
-    to_image = jacobian @ view.view_matrices[:, None, :3, :3]  # [B, N, 2, 3]
-    return to_image @ covariances @ to_image.transpose(-1, -2)
+    return jacobian @ view.view_matrices[:, None, :3, :3] @ factors
 
 
 def _facing_normals(
@@ -134,8 +133,7 @@ def project(
         See `Projection`.
     """
     rotations = quaternions_to_matrices(gaussians.quaternions)
-    factors = rotations * gaussians.scales[:, None, :]
-    covariances = factors @ factors.transpose(-1, -2)  # [N, 3, 3]
+    factors = rotations * gaussians.scales[:, None, :]  # [N, 3, 3]
 
     world_to_camera = view.view_matrices[:, None, :3, :3]
     means_camera = (world_to_camera @ gaussians.means[:, :, None]).squeeze(-1) + view.view_matrices[:, None, :3, 3]
@@ -146,11 +144,13 @@ def project(
 
     focal = view.intrinsics[:, None, [0, 1], [0, 1]]
     means2d = focal * means_camera[..., :2] / means_camera[..., 2:] + view.intrinsics[:, None, :2, 2]
-    covariances2d = _project_covariances(means_camera, covariances, view)
-    xx, xy, yy = covariances2d[..., 0, 0], covariances2d[..., 0, 1], covariances2d[..., 1, 1]
-    determinant_sharp = xx * yy - xy * xy
+    axes_x, axes_y = _project_axes(means_camera, factors, view).unbind(-2)  # [B, N, 3] each
+    xx, xy, yy = (axes_x * axes_x).sum(-1), (axes_x * axes_y).sum(-1), (axes_y * axes_y).sum(-1)
+    # det(P P^T) = |P_x x P_y|^2, and the low-pass adds eps2d (xx + yy) + eps2d^2: sums of squares, where
+    # xx yy - xy^2 would cancel for flat Gaussians.
+    determinant_sharp = torch.linalg.cross(axes_x, axes_y).square().sum(-1)
+    determinant = determinant_sharp + settings.eps2d * (xx + yy) + settings.eps2d**2
     xx, yy = xx + settings.eps2d, yy + settings.eps2d
-    determinant = xx * yy - xy * xy
     seen = seen & (determinant > 0) & torch.isfinite(determinant) & torch.isfinite(means2d).all(dim=-1)
     determinant = torch.where(seen, determinant, 1.0)
     conics = torch.stack([yy, -xy, xx], dim=-1) / determinant[..., None]

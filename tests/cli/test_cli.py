@@ -54,11 +54,12 @@ class Jobs:
             arguments = inspect.signature(real).bind(*positional, **named).arguments
             callbacks = arguments.pop("callbacks", ())
             self.asked.append((name, arguments))
-            if self.failure is not None:
-                raise self.failure
             for callback in callbacks:
+                callback.on_run(RESULT.run)
                 callback.on_stage("optimising", 1)
                 callback.on_step(1, 1, {"loss": 0.5})
+            if self.failure is not None:
+                raise self.failure
             return ANSWERS[name]
 
         return answer
@@ -274,7 +275,7 @@ def test_an_error_of_the_job_is_explained(jobs: Jobs, capsys: pytest.CaptureFixt
     jobs.failure = TeacherError("There is no model.", "Check --teacher.")
     assert main(["generate", "a", "--json"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "error: There is no model.\nhint: Check --teacher.\n"
+    assert captured.err.endswith("error: There is no model.\nhint: Check --teacher.\n")
     assert json.loads(captured.out) == {"error": "There is no model.", "hint": "Check --teacher."}
 
 
@@ -282,12 +283,14 @@ def test_an_interrupted_job_says_how_to_go_on(jobs: Jobs, capsys: pytest.Capture
     jobs.failure = RunInterrupted(Path("outputs/a/sds/x"), 12)
     assert main(["generate", "a", "--json"]) == 130
     captured = capsys.readouterr()
-    assert "Interrupted after step 12; everything is saved." in captured.err
+    assert "Interrupted; step 12 is saved." in captured.err
     assert "dreamkit resume outputs/a/sds/x" in captured.err
     assert json.loads(captured.out)["hint"] == "Continue with: dreamkit resume outputs/a/sds/x"
     jobs.failure = KeyboardInterrupt()
     assert main(["generate", "a"]) == 130
-    assert capsys.readouterr().err.endswith("Interrupted.\n")
+    assert capsys.readouterr().err.endswith(
+        "Interrupted; its checkpoints are safe.\nContinue with: dreamkit resume outputs/a/sds/x\n"
+    )
 
 
 def test_a_bug_shows_its_traceback_and_exits_with_1(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -346,6 +349,21 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "gaussian_rasterize / reference" in report["backends"]
     assert main(["doctor"]) == 0
     assert "gaussian_rasterize / reference" in capsys.readouterr().out
+
+
+def test_doctor_reads_the_cards_of_the_embedded_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "teacher/denoiser").mkdir(parents=True)
+    (tmp_path / "teacher/denoiser/model.safetensors").write_bytes(b"x" * 2_000_000)
+    (tmp_path / "teacher/README.md").write_text("---\nlicense: x\n---\n# Teacher\n\nA small\nmodel.\n\nMore.\n")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/model.safetensors").write_bytes(b"")
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.setattr("dreamkit.cli.doctor.resources.files", lambda package: tmp_path)
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["embedded weights"] == {"teacher": "2.0 MB. A small model."}
 
 
 def test_doctor_survives_a_broken_part(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

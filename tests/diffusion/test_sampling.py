@@ -15,7 +15,7 @@ EMPTY = Condition(torch.zeros(1, 1, 1))
 
 
 class GaussianTeacher:
-    """The exact predictor of data from N(mean, variance): eps = sigma (x_t - alpha mean) / (alpha^2 variance + sigma^2)."""
+    """The exact predictor of N(mean, variance): eps = sigma (x_t - alpha mean) / (alpha^2 variance + sigma^2)."""
 
     def __init__(self, schedule, mean=0.3, variance=0.25):
         self.schedule, self.mean, self.variance = schedule, mean, variance

@@ -7,6 +7,7 @@ from dreamkit.diffusion.condition import Condition
 from dreamkit.diffusion.guidance import guide
 from dreamkit.diffusion.loading import load_teacher
 from dreamkit.diffusion.prompts import check_prompt
+from dreamkit.diffusion.text import tokenize
 from dreamkit.errors import ConfigError, PromptError, TeacherError
 
 FORMATS = ("sd15", "sd21", "sdxl", "deepfloyd", "toyworld")
@@ -351,6 +352,13 @@ def test_text_that_does_not_fit_is_named(teacher):
     assert teacher.dropped_text("a red mug") == ""
     kept = prompt[: len(prompt) - len(dropped)]
     assert torch.equal(teacher.encode_prompt([prompt]).embeddings, teacher.encode_prompt([kept + "cube"]).embeddings)
+
+
+def test_a_tokenizer_without_a_length_is_padded_to_the_encoders_window(teacher_of, monkeypatch):
+    prompts = teacher_of("toyworld").prompts
+    monkeypatch.setattr(prompts.tokenizers[0], "model_max_length", int(1e30))
+    tokens = tokenize(prompts.tokenizers[0], prompts.encoders[0], ["a red mug", "a cube"])
+    assert tokens["input_ids"].shape == tokens["attention_mask"].shape == (2, 12)
 
 
 # Conditions -----------------------------------------------------------------------------------------------------------
