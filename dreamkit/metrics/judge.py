@@ -73,7 +73,8 @@ class JudgeNetwork(nn.Module):
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings [N, E] of captions; words of no meaning to this world are passed over."""
-        ids, offsets = [], []
+        ids: list[int] = []
+        offsets: list[int] = []
         for text in texts:
             offsets.append(len(ids))
             ids.extend(self.word_index[word] for word in text.lower().split() if word in self.word_index)

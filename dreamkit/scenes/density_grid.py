@@ -1,4 +1,4 @@
-"""Gaussians as a field on a regular grid: what an isosurface is cut from, and where to cut it."""
+"""Gaussians as a field on a regular grid: what an isosurface is cut from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from dreamkit.errors import SceneError
 
 Floats = NDArray[np.float32]
 
@@ -76,13 +74,13 @@ def bounding_box(splats: Splats) -> tuple[Floats, Floats]:
 
 
 def _blocks(
-    centres: Floats,  # [N, D] world units
-    reach: Floats,  # [N, D] world units
-    origin: Floats,  # [D]
+    centres: Floats,  # [N, 3] world units
+    reach: Floats,  # [N, 3] world units
+    origin: Floats,  # [3] world units
     voxel: float,
     shape: tuple[int, ...],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and past-the-last grid index of each Gaussian's block, [N, D] each, cut to the grid."""
+    """First and past-the-last grid index of each Gaussian's block, [N, 3] each, cut to the grid."""
     first = np.ceil((centres - reach - origin) / voxel).astype(np.int64)
     last = np.floor((centres + reach - origin) / voxel).astype(np.int64) + 1
     return np.clip(first, 0, shape), np.clip(last, 0, shape)
@@ -127,76 +125,3 @@ def density_grid(splats: Splats, resolution: int) -> Grid:
         np.exp(block, out=block)
         inner[box] += block
     return Grid(values, origin, voxel)
-
-
-def silhouette(splats: Splats, grid: Grid, axis: int) -> NDArray[np.bool_]:
-    """Where the scene is more opaque than transparent, seen along a world axis without perspective.
-
-    alpha(u) = 1 - prod_i (1 - o_i exp(-1/2 d^T S_i^-1 d)) with S_i = Sigma_i + LOW_PASS voxel^2 I without the row and
-    column of the axis: exactly what splatting composites, because the order does not matter for coverage.
-
-    Args:
-        splats: the Gaussians.
-        grid: whose points to look at.
-        axis: 0, 1 or 2, the viewing direction.
-
-    Returns:
-        [rows, columns] over the two other axes, true where alpha > 1/2.
-    """
-    splats = splats.smoothed(LOW_PASS * grid.voxel**2)
-    kept = [k for k in range(3) if k != axis]
-    origin, shape = grid.origin[kept], tuple(grid.values.shape[k] for k in kept)
-    covariances = splats.covariances[:, kept][:, :, kept].astype(np.float64)
-    form = (-0.5 * np.linalg.inv(covariances)).astype(np.float32)
-    first, last = _blocks(splats.means[:, kept], splats.reach()[:, kept], origin, grid.voxel, shape)
-    axes = [(origin[k] + grid.voxel * np.arange(shape[k])).astype(np.float32) for k in range(2)]
-    opacities = np.minimum(splats.opacities, np.float32(0.999))
-    log_transmittance = np.zeros(shape, np.float32)
-    for i in np.flatnonzero((last > first).all(axis=1)):
-        box = tuple(slice(a, b) for a, b in zip(first[i], last[i], strict=True))
-        u, v = (axis_[side] - mean for axis_, side, mean in zip(axes, box, splats.means[i, kept], strict=True))
-        q = form[i]
-        exponent = (q[0, 0] * u * u)[:, None] + q[1, 1] * v * v + (2.0 * q[0, 1] * u)[:, None] * v
-        log_transmittance[box] += np.log1p(-opacities[i] * np.exp(exponent))
-    return log_transmittance < np.log(np.float32(0.5))
-
-
-def surface_level(splats: Splats, grid: Grid, candidates: int = 40) -> float:
-    """The level of D whose isosurface has the outline that the scene shows.
-
-    What counts is what renders show, and what they show depends on opacities, sizes and overlap together; a fixed
-    level would be a skin far out on one scene and holes on the next. So: for the three world axes take the outline
-    of the splatted scene (alpha > 1/2) and that of {D > level} (the maximum of D along the axis), and choose the
-    level with the best mean intersection over union among geometrically spaced ones.
-
-    Args:
-        splats: the Gaussians.
-        grid: their field.
-        candidates: how many levels to try, >= 2.
-
-    Returns:
-        The level, between 0.02 and 0.9 of the field's maximum.
-
-    Raises:
-        SceneError: the scene is nowhere more opaque than transparent.
-    """
-    outlines = [silhouette(splats, grid, axis) for axis in range(3)]
-    if not all(outline.any() for outline in outlines):
-        raise SceneError(
-            "The scene is too transparent to have a surface: no view is more than half covered anywhere.",
-            "Train it longer, or export the Gaussians themselves (ply or splat).",
-        )
-    peaks = [grid.values.max(axis=axis) for axis in range(3)]
-    top = float(grid.values.max())
-    levels = np.geomspace(min(0.02, 0.02 * top), 0.9 * top, candidates)
-    scores = [
-        np.mean([_overlap(outline, peak > level) for outline, peak in zip(outlines, peaks, strict=True)])
-        for level in levels
-    ]
-    return float(levels[int(np.argmax(scores))])
-
-
-def _overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks; 0 when both are empty."""
-    union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 0.0

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from dreamkit.errors import ConfigError, SceneError
 from dreamkit.scenes.cameras import Camera
-from dreamkit.scenes.density_grid import Floats, Grid, Splats, density_grid, surface_level
+from dreamkit.scenes.density_grid import Floats, Grid, Splats, density_grid
 from dreamkit.scenes.gaussians import GaussianScene
+from dreamkit.scenes.surface_level import surface_level
 
 _NEIGHBOURS = 32
 
@@ -28,7 +29,7 @@ class MeshConfig:
     resolution: int = 128
     """Grid points along the longest edge of the object, 16 to 512."""
     level: float | None = None
-    """Density of the surface; by default the one whose outline matches that of the renders."""
+    """Density of the surface; by default the one that lies where renders show a surface."""
     min_opacity: float = 0.02
     """Gaussians more transparent than this are left out, 0 to 1."""
     min_component: float = 0.02
@@ -114,7 +115,7 @@ def extract_mesh(scene: GaussianScene, config: MeshConfig | None = None) -> Mesh
             "Train it longer, or export the Gaussians themselves (ply or splat).",
         )
     grid = density_grid(splats, config.resolution)
-    level = surface_level(splats, grid) if config.level is None else config.level
+    level = surface_level(scene, grid) if config.level is None else config.level
     grid = keep_solid_parts(grid, level, config.min_component)
     vertices, faces = isosurface(grid, level)
     vertices = smooth(vertices, faces, config.smoothing_steps)

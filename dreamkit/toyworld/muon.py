@@ -62,17 +62,17 @@ class Muon(torch.optim.Optimizer):
         """Take one step; `closure`, where given, is evaluated first and its value returned."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape].append(p)
+                    by_shape[p.shape].append((p, p.grad))
             for shape, params in by_shape.items():
                 updates = []
-                for p in params:
+                for p, gradient in params:
                     buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.mul_(group["momentum"]).add_(p.grad)
-                    updates.append(p.grad.add(buffer, alpha=group["momentum"]))
+                    buffer.mul_(group["momentum"]).add_(gradient)
+                    updates.append(gradient.add(buffer, alpha=group["momentum"]))
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
-                for p, update in zip(params, orthogonalise(torch.stack(updates)), strict=True):
+                for (p, _), update in zip(params, orthogonalise(torch.stack(updates)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
         return loss

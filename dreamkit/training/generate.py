@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,21 +12,17 @@ import torch
 from dreamkit.diffusion.loading import load_teacher
 from dreamkit.diffusion.prompts import check_prompt, clean_prompt, slug
 from dreamkit.diffusion.teacher import Teacher
-from dreamkit.errors import CheckpointError, ConfigError
+from dreamkit.errors import CheckpointError, ConfigError, SceneError
 from dreamkit.objectives import objective_class
 from dreamkit.runs import Run, RunInterrupted
-from dreamkit.scenes.cameras import turntable
 from dreamkit.scenes.gaussians import GaussianScene
 from dreamkit.training.callbacks import Callback, CallbackList, LogWriter, MetricsWriter
 from dreamkit.training.checkpoints import guard_interrupts, list_checkpoints, load_latest, save_checkpoint
+from dreamkit.training.deliver import export_format, render_scene, score_scene
 from dreamkit.training.scene import SceneTrainer, make_objective, settings_from_config
 from dreamkit.training.settings import EMBEDDED, SceneSettings, preset, with_overrides
 
 OPTIMISING = "optimising"
-SCORE_VIEWS = 24
-FORMATS = ("ply", "splat", "glb", "obj")
-PICTURE_SIZE = 256
-TURNTABLE_FRAMES = 72
 
 
 @dataclass(frozen=True)
@@ -156,9 +152,9 @@ def _run(
         listeners.on_message("warning", warning)
     _optimise(trainer, run, listeners)
     trainer.scene = trainer.scene.to("cpu")
-    render_run(run, trainer.scene, listeners)
+    render_scene(trainer.scene, run.renders, listeners)
     listeners.on_stage("exporting", None)
-    exports = {name: export_scene(trainer.scene, run.exports, name) for name in ("ply", "glb")}
+    exports = _export(trainer.scene, run, warnings, listeners)
     listeners.on_stage("scoring", None)
     scores = score_scene(trainer.scene, settings.prompt)
     result = GenerateResult(
@@ -166,6 +162,17 @@ def _run(
     )
     listeners.on_end(result)
     return result
+
+
+def _export(scene: GaussianScene, run: Run, warnings: list[str], listeners: Callback) -> dict[str, Path]:
+    """Write the splat and the mesh; a scene too thin for a surface keeps its splat, with a warning."""
+    exports = {"ply": export_format(scene, run.exports, "ply")}
+    try:
+        exports["glb"] = export_format(scene, run.exports, "glb")
+    except SceneError as error:
+        warnings.append(f"No mesh was written: {error}")
+        listeners.on_message("warning", warnings[-1])
+    return exports
 
 
 def _restore(trainer: SceneTrainer, run: Run) -> list[str]:
@@ -212,73 +219,16 @@ def load_scene(run: Run) -> GaussianScene:
     return GaussianScene(state, settings.gaussians)
 
 
-@torch.no_grad()
-def _views(
-    scene: GaussianScene, count: int, size: int, tell: Callable[[int], None] = lambda done: None
-) -> torch.Tensor:
-    """[count, 3, size, size] views of a turntable on light gray, a few at a time."""
-    cameras = turntable(count, height=size, width=size)
-    background = torch.full((3,), 0.85)
-    frames = []
-    for start in range(0, count, 4):
-        frames.append(scene.render(cameras[start : start + 4], background).image)
-        tell(min(start + 4, count))
-    return torch.cat(frames)
-
-
-def render_run(run: Run, scene: GaussianScene, listeners: Callback) -> dict[str, Path]:
-    """Write renders/turntable.mp4 and renders/contact_sheet.png (8 views); returns name -> file."""
-    from dreamkit.scenes.pictures import contact_sheet, turntable_video
-
-    listeners.on_stage("rendering the turntable", TURNTABLE_FRAMES)
-    frames = _views(scene, TURNTABLE_FRAMES, PICTURE_SIZE, lambda done: listeners.on_step(done, TURNTABLE_FRAMES, {}))
-    video = turntable_video(frames, run.renders / "turntable.mp4")
-    eight = frames[:: TURNTABLE_FRAMES // 8]
-    labels = [f"{index * 45} degrees" for index in range(8)]
-    sheet = contact_sheet(eight, run.renders / "contact_sheet.png", columns=4, labels=labels)
-    return {"turntable": video, "contact_sheet": sheet}
-
-
-def export_scene(scene: GaussianScene, folder: Path, kind: str) -> Path:
-    """Write the asset in a format: `scene.ply`, `scene.splat`, `mesh.glb` or `mesh.obj`.
-
-    Raises:
-        ConfigError: another format.
-        SceneError: the scene has nothing to export.
-    """
-    from dreamkit.scenes import export as files
-    from dreamkit.scenes.mesh import extract_mesh
-
-    if kind == "ply":
-        return files.save_ply(scene, folder / "scene.ply")
-    if kind == "splat":
-        return files.save_splat(scene, folder / "scene.splat")
-    if kind in ("glb", "obj"):
-        return files.save_mesh(extract_mesh(scene), folder / f"mesh.{kind}")
-    raise ConfigError(f"The format {kind!r} is not known.", f"Known: {', '.join(FORMATS)}.")
-
-
-def score_scene(scene: GaussianScene, prompt: str) -> dict[str, float | None]:
-    """Scores by the embedded judge over 24 views at 15 degrees of elevation."""
-    from dreamkit.metrics.judge import load_judge
-    from dreamkit.metrics.scores import score_views
-
-    images = _views(scene, SCORE_VIEWS, 64)
-    return score_views(load_judge(), images, turntable(SCORE_VIEWS).azimuth, prompt)
-
-
 def render(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outputs") -> dict[str, Path]:
     """Render a run again from its last checkpoint; returns name -> file."""
     run = Run.open(path, out_root)
-    return render_run(run, load_scene(run), CallbackList(callbacks))
+    return render_scene(load_scene(run), run.renders, CallbackList(callbacks))
 
 
 def export(path: str, kind: str, out_root: str = "outputs") -> Path:
     """Export a run's scene in a format; returns the file."""
-    if kind not in FORMATS:
-        raise ConfigError(f"The format {kind!r} is not known.", f"Known: {', '.join(FORMATS)}.")
     run = Run.open(path, out_root)
-    return export_scene(load_scene(run), run.exports, kind)
+    return export_format(load_scene(run), run.exports, kind)
 
 
 def evaluate(path: str, out_root: str = "outputs") -> dict[str, float | None]:
@@ -320,4 +270,6 @@ def sample(
     ]
     path = Path(out).expanduser() / "samples" / f"{slug(prompt)}-{seed}.png"
     columns = max(1, round(count**0.5))
-    return contact_sheet(torch.cat(images), path, columns=columns), warnings
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(torch.cat(images), path, columns=columns)
+    return path, warnings

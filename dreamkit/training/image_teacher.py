@@ -105,7 +105,7 @@ def make_tokenizer() -> Any:
     )
 
 
-def make_text_encoder(vocab_size: int, width: int) -> nn.Module:
+def make_text_encoder(vocab_size: int, width: int) -> Any:
     """A two-layer CLIP text transformer, trained together with the denoiser."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -140,7 +140,8 @@ class TeacherNetworks(nn.Module):
 
 def make_optimizers(networks: nn.Module, options: ImageTeacherOptions) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for modulation, embeddings, convolutions and vectors."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in networks.named_parameters():
         inside = "blocks." in name or "encoder.layers." in name
         chosen = parameter.ndim == 2 and inside and "modulation" not in name
@@ -218,7 +219,7 @@ class ImageTeacherTrainer:
             for name, parameter in self.networks.named_parameters():
                 self.average[name].lerp_(parameter, 1 - decay)
         self.step += 1
-        return float(loss)
+        return float(loss.detach())
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, flat."""

@@ -130,7 +130,7 @@ def preset(name: str, embedded: bool = True) -> SceneSettings:
     base = _draft(embedded)
     if not embedded:
         base = replace(base, resolution=128, steps=1000, cameras=CameraSampler(elevation_range=(-10.0, 45.0)))
-    scaled = {
+    scaled: dict[str, dict[str, Any]] = {
         "draft": {},
         "standard": {"steps": 2 * base.steps, "views": 6, "density": replace(base.density, max_count=8000)},
         "high": {"steps": 6 * base.steps, "views": 8, "density": replace(base.density, max_count=20000)},

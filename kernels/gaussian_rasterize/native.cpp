@@ -1,11 +1,10 @@
 // Python bindings of the native kernels (module dreamkit_kernels._native).
 //
-// The arrays come from op.py, which has checked dtype, device and contiguity; the typed ndarrays check them again, and
-// the shapes are checked here, so that a direct caller can't reach memory outside an array.
+// The arrays come from native.py, which allocates them; dtype, device and contiguity are checked by the typed ndarrays
+// and shapes here, so that not even a direct caller can reach memory outside an array.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
 
 #include <optional>
 #include <stdexcept>
@@ -22,11 +21,12 @@ template <class T>
 using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 using Input = Array<const float>;
 using Output = Array<float>;
+using Radii = Array<const int32_t>;
 template <class A>
 using Maybe = std::optional<A>;
 
 template <class A>
-auto data_of(const A& array, const char* name, std::initializer_list<int64_t> shape) {
+auto data_of(const A& array, const char* name, std::initializer_list<int64_t> shape) -> decltype(array.data()) {
   bool matches = array.ndim() == shape.size();
   size_t axis = 0;
   for (const int64_t size : shape) {
@@ -43,38 +43,143 @@ auto data_of(const Maybe<A>& array, const char* name, std::initializer_list<int6
   return array.has_value() ? data_of(*array, name, shape) : nullptr;
 }
 
-CompositeInputs composite_inputs(const Input& means2d, const Input& conics, const Input& opacities,
-                                 const Input& depths, const Input& normals, const Input& colors,
+template <class Row, class A>
+auto rows_of(const A& array, const char* name, int64_t views, int64_t count) -> Row* {
+  return reinterpret_cast<Row*>(data_of(array, name, {views, count, 8}));
+}
+
+template <class A>
+int64_t size_of(const A& array, size_t axis) {
+  if (axis >= array.ndim()) throw std::invalid_argument("an array has too few dimensions");
+  return static_cast<int64_t>(array.shape(axis));
+}
+
+// Numbers that `project` takes besides tensors, in one tuple: see native.py.
+struct ProjectionOptions {
+  float width, height, near, far, eps2d, radius_clip;
+  bool antialiased;
+  int threads;
+};
+
+ProjectionInputs projection_inputs(const Input& means, const Input& quaternions, const Input& scales,
+                                   const Input& opacities, const Input& colors, const Input& view_matrices,
+                                   const Input& intrinsics, const ProjectionOptions& o) {
+  const int64_t views = size_of(view_matrices, 0), count = size_of(means, 0), color_size = size_of(colors, 1);
+  return {views,
+          count,
+          color_size,
+          data_of(means, "means", {count, 3}),
+          data_of(quaternions, "quaternions", {count, 4}),
+          data_of(scales, "scales", {count, 3}),
+          data_of(opacities, "opacities", {count}),
+          data_of(colors, "colors", {count, color_size}),
+          data_of(view_matrices, "view_matrices", {views, 4, 4}),
+          data_of(intrinsics, "intrinsics", {views, 3, 3}),
+          o.width,
+          o.height,
+          o.near,
+          o.far,
+          o.eps2d,
+          o.radius_clip,
+          o.antialiased,
+          o.threads};
+}
+
+void bind_project_forward(const Input& means, const Input& quaternions, const Input& scales, const Input& opacities,
+                          const Input& colors, const Input& view_matrices, const Input& intrinsics,
+                          const ProjectionOptions& options, const Output& means2d, const Output& geometry,
+                          const Output& splats, const Array<int32_t>& radii) {
+  const ProjectionInputs in =
+      projection_inputs(means, quaternions, scales, opacities, colors, view_matrices, intrinsics, options);
+  const ProjectionOutputs out{data_of(means2d, "means2d", {in.views, in.count, 2}),
+                              rows_of<Geometry>(geometry, "geometry", in.views, in.count),
+                              rows_of<Splat>(splats, "splats", in.views, in.count),
+                              data_of(radii, "radii", {in.views, in.count})};
+  nb::gil_scoped_release release;
+  project_forward(in, out);
+}
+
+void bind_project_backward(const Input& means, const Input& quaternions, const Input& scales, const Input& opacities,
+                           const Input& colors, const Input& view_matrices, const Input& intrinsics,
+                           const ProjectionOptions& options, const Radii& radii, const Input& means2d,
+                           const Input& geometry, const Output& d_means, const Output& d_quaternions,
+                           const Output& d_scales, const Output& d_opacities, const Maybe<Output>& d_view_matrices) {
+  const ProjectionInputs in =
+      projection_inputs(means, quaternions, scales, opacities, colors, view_matrices, intrinsics, options);
+  const int32_t* radii_data = data_of(radii, "radii", {in.views, in.count});
+  const ProjectionGradients gradients{data_of(means2d, "means2d gradient", {in.views, in.count, 2}),
+                                      rows_of<const Geometry>(geometry, "geometry gradient", in.views, in.count),
+                                      data_of(d_means, "d_means", {in.count, 3}),
+                                      data_of(d_quaternions, "d_quaternions", {in.count, 4}),
+                                      data_of(d_scales, "d_scales", {in.count, 3}),
+                                      data_of(d_opacities, "d_opacities", {in.count}),
+                                      data_of(d_view_matrices, "d_view_matrices", {in.views, 4, 4})};
+  nb::gil_scoped_release release;
+  project_backward(in, radii_data, gradients);
+}
+
+ShadeInputs shade_inputs(const Input& means, const Input& coefficients, const Input& view_matrices,
+                         const Radii& radii, int degree, int threads) {
+  const int64_t views = size_of(view_matrices, 0), count = size_of(means, 0), bases = size_of(coefficients, 1);
+  if (degree < 0 || degree > 3 || (degree + 1) * (degree + 1) > bases) throw std::invalid_argument("degree");
+  return {views,
+          count,
+          static_cast<int>(bases),
+          degree,
+          data_of(means, "means", {count, 3}),
+          data_of(coefficients, "coefficients", {count, bases, 3}),
+          data_of(view_matrices, "view_matrices", {views, 4, 4}),
+          data_of(radii, "radii", {views, count}),
+          threads};
+}
+
+void bind_shade_forward(const Input& means, const Input& coefficients, const Input& view_matrices, const Radii& radii,
+                        const Output& colors, int degree, int threads) {
+  const ShadeInputs in = shade_inputs(means, coefficients, view_matrices, radii, degree, threads);
+  float* result = data_of(colors, "colors", {in.views, in.count, 3});
+  nb::gil_scoped_release release;
+  shade_forward(in, result);
+}
+
+void bind_shade_backward(const Input& means, const Input& coefficients, const Input& view_matrices,
+                         const Radii& radii, const Input& colors, const Output& d_means,
+                         const Output& d_coefficients, const Maybe<Output>& d_view_matrices, int degree,
+                         int threads) {
+  const ShadeInputs in = shade_inputs(means, coefficients, view_matrices, radii, degree, threads);
+  const ShadeGradients gradients{data_of(colors, "colors gradient", {in.views, in.count, 3}),
+                                 data_of(d_means, "d_means", {in.count, 3}),
+                                 data_of(d_coefficients, "d_coefficients", {in.count, in.bases, 3}),
+                                 data_of(d_view_matrices, "d_view_matrices", {in.views, 4, 4})};
+  nb::gil_scoped_release release;
+  shade_backward(in, gradients);
+}
+
+CompositeInputs composite_inputs(const Input& splats, const Input& geometry, const Radii& radii, const Input& colors,
                                  const Maybe<Input>& background, int64_t width, int64_t height, int threads) {
-  if (means2d.ndim() != 3 || colors.ndim() != 3) throw std::invalid_argument("means2d and colors must be 3D");
-  const int64_t views = means2d.shape(0), count = means2d.shape(1);
-  const int64_t color_views = colors.shape(0), channels = colors.shape(2);
+  const int64_t views = size_of(splats, 0), count = size_of(splats, 1);
+  const int64_t color_views = size_of(colors, 0), channels = size_of(colors, 2);
   if (width < 1 || height < 1) throw std::invalid_argument("width and height must be positive");
-  if (color_views != views && color_views != 1) throw std::invalid_argument("colors has the wrong shape");
+  const bool shared = color_views != views;
+  if (shared && color_views != 1) throw std::invalid_argument("colors has the wrong shape");
   return {views,
           count,
           width,
           height,
           channels,
-          color_views != views || views == 1,
-          data_of(means2d, "means2d", {views, count, 2}),
-          data_of(conics, "conics", {views, count, 3}),
-          data_of(opacities, "opacities", {views, count}),
-          data_of(depths, "depths", {views, count}),
-          data_of(normals, "normals", {views, count, 3}),
+          shared,
+          rows_of<const Splat>(splats, "splats", views, count),
+          rows_of<const Geometry>(geometry, "geometry", views, count),
+          data_of(radii, "radii", {views, count}),
           data_of(colors, "colors", {color_views, count, channels}),
           data_of(background, "background", {views, channels}),
           threads};
 }
 
-CompositeState bind_forward(const Input& means2d, const Input& conics, const Input& opacities, const Input& depths,
-                            const Input& normals, const Input& colors, const Maybe<Input>& background,
-                            const Output& image, const Output& alpha, const Output& depth, const Output& normal,
-                            int threads) {
-  if (image.ndim() != 4) throw std::invalid_argument("image must be 4D");
-  const int64_t height = image.shape(1), width = image.shape(2);
-  const CompositeInputs in = composite_inputs(means2d, conics, opacities, depths, normals, colors, background, width,
-                                              height, threads);
+CompositeState bind_composite_forward(const Input& splats, const Input& geometry, const Radii& radii,
+                                      const Input& colors, const Maybe<Input>& background, const Output& image,
+                                      const Output& alpha, const Output& depth, const Output& normal, int threads) {
+  const int64_t height = size_of(image, 1), width = size_of(image, 2);
+  const CompositeInputs in = composite_inputs(splats, geometry, radii, colors, background, width, height, threads);
   const CompositeOutputs out{data_of(image, "image", {in.views, height, width, in.channels}),
                              data_of(alpha, "alpha", {in.views, height, width, 1}),
                              data_of(depth, "depth", {in.views, height, width, 1}),
@@ -83,15 +188,13 @@ CompositeState bind_forward(const Input& means2d, const Input& conics, const Inp
   return composite_forward(in, out);
 }
 
-void bind_backward(const CompositeState& state, const Input& means2d, const Input& conics, const Input& opacities,
-                   const Input& depths, const Input& normals, const Input& colors, const Maybe<Input>& background,
-                   const Maybe<Input>& image, const Maybe<Input>& alpha, const Maybe<Input>& depth,
-                   const Maybe<Input>& normal, const Output& d_means2d, const Output& d_conics,
-                   const Output& d_opacities, const Output& d_depths, const Output& d_normals,
-                   const Output& d_colors, const Maybe<Output>& d_background, int threads) {
+void bind_composite_backward(const CompositeState& state, const Input& splats, const Input& geometry,
+                             const Radii& radii, const Input& colors, const Maybe<Input>& background,
+                             const Maybe<Input>& image, const Maybe<Input>& alpha, const Maybe<Input>& depth,
+                             const Maybe<Input>& normal, const Output& d_means2d, const Output& d_geometry,
+                             const Output& d_colors, const Maybe<Output>& d_background, int threads) {
   const int64_t height = state.height, width = state.width;
-  const CompositeInputs in = composite_inputs(means2d, conics, opacities, depths, normals, colors, background, width,
-                                              height, threads);
+  const CompositeInputs in = composite_inputs(splats, geometry, radii, colors, background, width, height, threads);
   if (in.views != state.views || in.count != state.count || in.channels != state.channels) {
     throw std::invalid_argument("the inputs are not those of the forward pass");
   }
@@ -102,11 +205,8 @@ void bind_backward(const CompositeState& state, const Input& means2d, const Inpu
       data_of(depth, "depth gradient", {views, height, width, 1}),
       data_of(normal, "normal gradient", {views, height, width, 3}),
       data_of(d_means2d, "d_means2d", {views, count, 2}),
-      data_of(d_conics, "d_conics", {views, count, 3}),
-      data_of(d_opacities, "d_opacities", {views, count}),
-      data_of(d_depths, "d_depths", {views, count}),
-      data_of(d_normals, "d_normals", {views, count, 3}),
-      data_of(d_colors, "d_colors", {static_cast<int64_t>(colors.shape(0)), count, channels}),
+      rows_of<Geometry>(d_geometry, "d_geometry", views, count),
+      data_of(d_colors, "d_colors", {in.shared_colors ? 1 : views, count, channels}),
       data_of(d_background, "d_background", {views, channels})};
   nb::gil_scoped_release release;
   composite_backward(in, state, gradients);
@@ -117,17 +217,26 @@ void bind_backward(const CompositeState& state, const Input& means2d, const Inpu
 
 NB_MODULE(_native, module) {
   using namespace dreamkit;
-  nb::set_leak_warnings(false);  // a graph alive at exit keeps its state
+  nb::set_leak_warnings(false);  // an autograd graph alive at exit keeps its state
   module.doc() = "Native CPU kernels of DreamKit. Called through dreamkit_kernels, which checks the arguments.";
   module.def("instruction_set", &instruction_set_name, "The SIMD instruction set in use: baseline, avx2 or avx512.");
   nb::class_<CompositeState>(module, "CompositeState", "Tile lists and transmittances kept for the backward pass.");
-  module.def("composite_forward", &bind_forward, nb::arg("means2d"), nb::arg("conics"), nb::arg("opacities"),
-             nb::arg("depths"), nb::arg("normals"), nb::arg("colors"), nb::arg("background").none(),
-             nb::arg("image"), nb::arg("alpha"), nb::arg("depth"), nb::arg("normal"), nb::arg("threads"));
-  module.def("composite_backward", &bind_backward, nb::arg("state"), nb::arg("means2d"), nb::arg("conics"),
-             nb::arg("opacities"), nb::arg("depths"), nb::arg("normals"), nb::arg("colors"),
-             nb::arg("background").none(), nb::arg("image_gradient").none(), nb::arg("alpha_gradient").none(),
-             nb::arg("depth_gradient").none(), nb::arg("normal_gradient").none(), nb::arg("d_means2d"),
-             nb::arg("d_conics"), nb::arg("d_opacities"), nb::arg("d_depths"), nb::arg("d_normals"),
-             nb::arg("d_colors"), nb::arg("d_background").none(), nb::arg("threads"));
+  nb::class_<ProjectionOptions>(module, "ProjectionOptions", "Numbers that projection takes besides arrays.")
+      .def("__init__",
+           [](ProjectionOptions* self, float width, float height, float near, float far, float eps2d,
+              float radius_clip, bool antialiased, int threads) {
+             new (self) ProjectionOptions{width, height, near, far, eps2d, radius_clip, antialiased, threads};
+           });
+  module.def("project_forward", &bind_project_forward);
+  module.def("project_backward", &bind_project_backward, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg(), nb::arg().none());
+  module.def("shade_forward", &bind_shade_forward);
+  module.def("shade_backward", &bind_shade_backward, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
+  module.def("composite_forward", &bind_composite_forward, nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
+  module.def("composite_backward", &bind_composite_backward, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+             nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg(),
+             nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
 }

@@ -254,7 +254,7 @@ DREAMKIT_INLINE void project_block_backward(const ProjectionInputs& in, const Vi
   const Float8 scales[3] = {block.scales.x, block.scales.y, block.scales.z};
   const Float8 d_x[3] = {d_axes_x.x, d_axes_x.y, d_axes_x.z}, d_y[3] = {d_axes_y.x, d_axes_y.y, d_axes_y.z};
   Float8 d_scales[3];
-  Vec3 d_row_x = splat(0.0f) * p.row_x, d_row_y = d_row_x;
+  Vec3 d_row_x = {}, d_row_y = {};
   for (int k = 0; k < 3; ++k) {
     d_scales[k] = d_x[k] * p.local_x[k] + d_y[k] * p.local_y[k];
     const Float8 weight_x = d_x[k] * scales[k], weight_y = d_y[k] * scales[k];
