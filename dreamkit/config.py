@@ -85,9 +85,7 @@ class Schedule:
             try:
                 return cls(**value)
             except TypeError:
-                raise ConfigError(
-                    f"A schedule has no such fields: {sorted(value)}.", f"Use {_FORMS}."
-                ) from None
+                raise ConfigError(f"A schedule has no such fields: {sorted(value)}.", f"Use {_FORMS}.") from None
         if isinstance(value, str):
             parts: list[Any] = [part.strip() for part in value.strip().strip("[]()").split(",")]
             value = parts if len(parts) > 1 else parts[0]

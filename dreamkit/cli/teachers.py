@@ -11,15 +11,21 @@ from contextlib import contextmanager
 from dreamkit.cli.output import print_rows
 from dreamkit.cli.parsing import parse
 
+Report = Callable[[int, dict[str, float]], None]
+Tell = Callable[[str], None]
+
 
 @contextmanager
-def _reported(stage: str, steps: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Give a trainer's `report(step, metrics)`, shown as progress."""
+def _reported(stage: str, steps: int) -> Iterator[tuple[Report, Tell]]:
+    """Give a trainer's `report(step, metrics)` and `tell(text)`, shown as progress."""
     from dreamkit.training.progress import progress_display
 
     with progress_display() as progress:
         progress.on_stage(stage, steps)
-        yield lambda step, metrics: progress.on_step(step, steps, metrics)
+        yield (
+            lambda step, metrics: progress.on_step(step, steps, metrics),
+            lambda text: progress.on_message("info", text),
+        )
 
 
 def train_image(arguments: Sequence[str]) -> int:
@@ -34,8 +40,8 @@ def train_image(arguments: Sequence[str]) -> int:
     from dreamkit.training.image_teacher import ImageTeacherOptions, train_image_teacher
 
     options = parse(ImageTeacherOptions, "teachers train image", arguments)
-    with _reported("training the image teacher", options.steps) as report:
-        folder = train_image_teacher(options, report)
+    with _reported("training the image teacher", options.steps) as (report, tell):
+        folder = train_image_teacher(options, report, tell)
     print_rows({"teacher": folder})
     return 0
 
@@ -52,7 +58,7 @@ def train_judge(arguments: Sequence[str]) -> int:
     from dreamkit.training.judge import JudgeOptions, train_judge
 
     options = parse(JudgeOptions, "teachers train judge", arguments)
-    with _reported("training the judge", options.steps) as report:
+    with _reported("training the judge", options.steps) as (report, _):
         folder, accuracies = train_judge(options, report)
     print_rows({"judge": folder, "accuracy": accuracies})
     return 0

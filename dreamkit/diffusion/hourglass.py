@@ -134,6 +134,9 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         cond_dim: width of the vector that modulates every block.
         cross_attention_dim: width of the text encoder's tokens.
         camera_conditioning: whether a camera pose may be given.
+
+    Raises:
+        ValueError: a size that is not a multiple of what it must be.
     """
 
     config_name = "config.json"
@@ -156,6 +159,13 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         camera_conditioning: bool = True,
     ) -> None:
         super().__init__()
+        if sample_size < 8 or sample_size % 8:
+            raise ValueError(f"sample_size must be a multiple of 8, got {sample_size}")
+        for name, dim in (("outer_dim", outer_dim), ("inner_dim", inner_dim)):
+            if dim % head_dim:
+                raise ValueError(f"{name} must be a multiple of head_dim {head_dim}, got {dim}")
+        if cond_dim % 2:
+            raise ValueError(f"cond_dim must be even, got {cond_dim}")
         side = sample_size // 8
         patch = 16 * stem_channels
         self.stem = nn.Conv2d(in_channels, stem_channels, 3, padding=1)
@@ -220,7 +230,13 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
 
         Returns:
             The prediction, [B, C, H, W].
+
+        Raises:
+            ValueError: images of another size or number of channels than the network's.
         """
+        expected = (self.config.in_channels, self.config.sample_size, self.config.sample_size)
+        if sample.shape[1:] != expected:
+            raise ValueError(f"sample must be [B, {', '.join(map(str, expected))}], got {list(sample.shape)}")
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         cond = self._condition(timestep, encoder_hidden_states, camera)
         height, width = sample.shape[2] // 4, sample.shape[3] // 4

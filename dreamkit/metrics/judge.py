@@ -8,6 +8,7 @@ all object x colour captions, and from which side. It is a judge of this world o
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +78,8 @@ class JudgeNetwork(nn.Module):
         offsets: list[int] = []
         for text in texts:
             offsets.append(len(ids))
-            ids.extend(self.word_index[word] for word in text.lower().split() if word in self.word_index)
+            words = re.findall(r"[a-z]+", text.lower())
+            ids.extend(self.word_index[word] for word in words if word in self.word_index)
         embedded = self.words(torch.tensor(ids, dtype=torch.long), torch.tensor(offsets))
         return functional.normalize(self.text_head(embedded), dim=-1)
 

@@ -33,13 +33,19 @@ class Target:
 
     @classmethod
     def from_prompt(cls, prompt: str) -> "Target":
-        """The first object that the prompt names, and the last colour before it (else the first one after)."""
+        """The first object that the prompt names, and the last colour before it.
+
+        Without one, the first colour after it (`a mug that is red`), unless another object follows that the colour
+        may belong to (`a mug on a red table`).
+        """
         words = [_CANONICAL.get(word, word) for word in re.findall(r"[a-z]+", prompt.lower())]
-        position = next((i for i, word in enumerate(words) if word in OBJECTS), None)
-        if position is None:
+        positions = [i for i, word in enumerate(words) if word in OBJECTS]
+        if not positions:
             return cls(None, None)
+        position = positions[0]
         before = [word for word in words[:position] if word in COLOURS]
-        return cls(words[position], before[-1] if before else None)
+        after = [word for word in words[position:] if word in COLOURS and len(positions) == 1]
+        return cls(words[position], before[-1] if before else next(iter(after), None))
 
 
 def score_views(judge: Judge, images: Tensor, azimuths: Tensor, prompt: str) -> dict[str, float | None]:

@@ -1,11 +1,13 @@
 """Score distillation sampling: SDS."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from dreamkit.config import Schedule
+from dreamkit.errors import ConfigError
 from dreamkit.objectives.base import (
     Gradient,
     Objective,
@@ -37,6 +39,14 @@ class ScoreDistillationSampling(Objective):
     """w(t): sigma_squared, uniform or sigma_ratio."""
     rescale: float = 0.0
     """Strength of guidance rescaling in [0, 1]; 0 is none."""
+
+    def __post_init__(self) -> None:
+        if self.weighting not in get_args(Weighting):
+            raise ConfigError(
+                f"The weighting {self.weighting!r} is not known.", f"Use one of {', '.join(get_args(Weighting))}."
+            )
+        if not 0 <= self.rescale <= 1:
+            raise ConfigError(f"A guidance rescaling of {self.rescale} is not in [0, 1].", "Use 0 for none.")
 
     def __call__(self, x: Tensor, context: ObjectiveContext) -> Gradient:
         """The SDS gradient of clean samples x [B, C, h, w]."""

@@ -49,7 +49,7 @@ class GeometryConfig:
 
     @property
     def key(self) -> str:
-        """Name of this cache on disk: changes with the settings and with the shapes' source."""
+        """Name of this cache on disk: changes with the settings, the names' order and the shapes' source."""
         sources = [
             Path(__file__).with_name(f"{name}.py")
             for name in (
@@ -60,9 +60,12 @@ class GeometryConfig:
                 "objects_things",
                 "marching",
                 "geometry",
+                "dataset",
             )
         ]
-        text = json.dumps(asdict(self)) + "".join(source.read_text() for source in sources)
+        # Labels are positions in these tuples.
+        names = [OBJECTS, _RELATION_NAMES, _SIZE_NAMES]
+        text = json.dumps([asdict(self), names]) + "".join(source.read_text() for source in sources)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

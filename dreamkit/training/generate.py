@@ -13,6 +13,7 @@ from dreamkit.diffusion.loading import load_teacher
 from dreamkit.diffusion.prompts import check_prompt, clean_prompt, slug
 from dreamkit.diffusion.teacher import Teacher
 from dreamkit.errors import CheckpointError, ConfigError, SceneError
+from dreamkit.files import write_error
 from dreamkit.objectives import objective_class
 from dreamkit.runs import Run, RunInterrupted
 from dreamkit.scenes.gaussians import GaussianScene
@@ -270,6 +271,9 @@ def sample(
     ]
     path = Path(out).expanduser() / "samples" / f"{slug(prompt)}-{seed}.png"
     columns = max(1, round(count**0.5))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
     contact_sheet(torch.cat(images), path, columns=columns)
     return path, warnings

@@ -9,7 +9,7 @@ come from a generator seeded by (seed, step): resuming equals not having stopped
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dreamkit.diffusion.hourglass import HourglassTransformer
+from dreamkit.diffusion.loading import resolve_device
 from dreamkit.diffusion.schedule import NoiseSchedule
 from dreamkit.errors import CheckpointError, ConfigError
 from dreamkit.files import append_jsonl
@@ -78,7 +79,8 @@ class ImageTeacherOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}.", f"Give --{name} a number of 1 or more.")
+                option = name.replace("_", "-")
+                raise ConfigError(f"{option} is {getattr(self, name)}.", f"Give --{option} a number of 1 or more.")
 
 
 def make_tokenizer() -> Any:
@@ -130,7 +132,7 @@ class TeacherNetworks(nn.Module):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.denoiser = HourglassTransformer()
-        self.text_encoder = make_text_encoder(vocab_size, self.denoiser.config.cross_attention_dim)
+        self.text_encoder: Any = make_text_encoder(vocab_size, self.denoiser.config.cross_attention_dim)
 
     def forward(self, noisy: Tensor, timestep: Tensor, tokens: Tensor, camera: Tensor) -> Tensor:
         """Predicted v [B, 3, H, W] of noisy pictures under token ids [B, L] and poses [B, 12] (zeros: none)."""
@@ -170,8 +172,7 @@ class ImageTeacherTrainer:
     def __init__(self, options: ImageTeacherOptions, world: ToyWorld) -> None:
         self.options = options
         self.world = world
-        cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-        self.device = torch.device("cuda" if cuda else "cpu")
+        self.device = resolve_device(options.device)
         self.tokenizer = make_tokenizer()
         torch.manual_seed(options.seed)
         self.networks = TeacherNetworks(len(self.tokenizer)).to(self.device)
@@ -193,7 +194,7 @@ class ImageTeacherTrainer:
         with_camera = torch.rand(count, 1, generator=generator) >= self.options.camera_dropout
         # Stratified over the batch: every step sees every noise level.
         index = (torch.rand(count, generator=generator) + torch.randperm(count, generator=generator)) / count
-        return batch, encoded["input_ids"], batch.poses * with_camera, (index * 1000).floor(), generator
+        return batch, encoded["input_ids"], batch.poses * with_camera, (index * 1000).floor().clamp_max(999), generator
 
     def train_step(self) -> float:
         """One step of training; returns the loss (mean squared error of v)."""
@@ -283,24 +284,27 @@ class ImageTeacherTrainer:
 def train_image_teacher(
     options: ImageTeacherOptions,
     report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    draw_samples: Callable[[Path, Path], None] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Train (or go on training) the embedded image teacher.
 
     Args:
         options: settings; a run folder that holds checkpoints is continued.
         report: called after every step with the step and its metrics.
-        draw_samples: called with (teacher folder, picture to write) every `sample_every` steps and at the end.
+        tell: called with a sentence when something is worth saying.
 
     Returns:
         The finished teacher's folder, in diffusers layout.
     """
+    tell("tracing the geometry of the toy world (once)")
     cache = build_cache(options.geometry, options.out / "geometry", options.workers)
     trainer = ImageTeacherTrainer(options, ToyWorld(cache))
     checkpoints = options.out / "checkpoints"
     if checkpoints.exists() and list_checkpoints(checkpoints):
-        checkpoint, _ = load_latest(checkpoints)
+        checkpoint, warnings = load_latest(checkpoints)
         trainer.load_state(checkpoint.tensors, checkpoint.step)
+        for text in (*warnings, f"continuing from step {checkpoint.step}"):
+            tell(text)
     log: list[dict[str, float]] = []
     started = time.perf_counter()
     while trainer.step < options.steps:
@@ -314,8 +318,7 @@ def train_image_teacher(
             _flush(log, options.out / "metrics.jsonl")
         if options.sample_every and (last or trainer.step % options.sample_every == 0):
             trainer.export(options.out / "teacher")
-            if draw_samples is not None:
-                draw_samples(options.out / "teacher", options.out / f"samples-{trainer.step:06d}.png")
+            draw_grid(options.out / "teacher", options.out / f"samples-{trainer.step:06d}.png")
     return trainer.export(options.out / "teacher")
 
 
@@ -329,8 +332,20 @@ def _flush(log: list[dict[str, float]], path: Path) -> None:
     log.clear()
 
 
-def grid_prompts(count: int = 8) -> Sequence[str]:
-    """Prompts that sample grids show."""
-    prompts = ("a red mug", "a yellow duck", "a blue car", "a green chair", "a pink house, front view",
-               "a striped orange fish, side view", "a gray robot", "a white snowman")  # fmt: skip
-    return prompts[:count]
+GRID_PROMPTS: tuple[str, ...] = (
+    "a red mug", "a yellow duck", "a blue car", "a green chair",
+    "a pink house, front view", "an orange fish, side view", "a gray robot", "a white snowman",
+    "a striped red ball", "a spotted blue teapot", "a shiny purple lamp", "a small cyan rocket",
+    "a red cube on a blue table", "a black cat, back view", "a green penguin next to a brown tree", "a yellow plane",
+)  # fmt: skip
+"""What sample grids show: plain and held-out compositions, views, materials, pairs."""
+
+
+def draw_grid(folder: Path, picture: Path) -> None:
+    """Draw `GRID_PROMPTS` with the teacher in a folder into a labelled PNG (40 DDIM steps, guidance 4)."""
+    from dreamkit.diffusion.loading import load_teacher
+    from dreamkit.scenes.pictures import contact_sheet
+
+    teacher = load_teacher(str(folder))
+    images = teacher.sample(GRID_PROMPTS, 40, 4.0, torch.Generator().manual_seed(0))
+    contact_sheet(images.cpu(), picture, columns=4, labels=GRID_PROMPTS)

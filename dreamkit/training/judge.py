@@ -90,7 +90,8 @@ def train_judge(
             captions = [caption.replace(word, synonym) for caption in captions]
         logits, view_logits = network(disturb(batch.images, generator), captions)
         loss = functional.cross_entropy(logits, label)
-        loss = loss + 0.5 * functional.cross_entropy(view_logits[fronted], view[fronted])
+        if bool(fronted.any()):  # the mean over nothing would be NaN
+            loss = loss + 0.5 * functional.cross_entropy(view_logits[fronted], view[fronted])
         factor = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
         optimizer.param_groups[0]["lr"] = options.lr * factor
         optimizer.zero_grad()
@@ -105,16 +106,19 @@ def train_judge(
 
 def measure_judge(judge: Judge, options: JudgeOptions, count: int = 4000) -> dict[str, float]:
     """Accuracies of a judge on `count` renders of shapes it was not trained on."""
-    cache = build_cache(options.test_geometry, options.out / "geometry", options.workers)
-    batch = ToyWorld(cache, hold_out=False).sample(count, torch.Generator().manual_seed(1), singles_only=True)
-    label, view, fronted = targets(batch)
-    logits, view_logits = judge.verdicts(batch.images)
-    said = [COMPOSITIONS[index] for index in logits.argmax(dim=-1).tolist()]
+    world = ToyWorld(build_cache(options.test_geometry, options.out / "geometry", options.workers), hold_out=False)
+    generator = torch.Generator().manual_seed(1)
+    verdicts = []
+    for start in range(0, count, 250):  # thousands of pictures at once would take gigabytes
+        batch = world.sample(min(250, count - start), generator, singles_only=True)
+        logits, view_logits = judge.verdicts(batch.images)
+        verdicts.append((logits.argmax(dim=-1), view_logits.argmax(dim=-1), *targets(batch)))
+    best, side, label, view, fronted = (torch.cat(parts) for parts in zip(*verdicts, strict=True))
+    said = [COMPOSITIONS[index] for index in best.tolist()]
     truth = [COMPOSITIONS[index] for index in label.tolist()]
-    agree = view_logits.argmax(dim=-1) == view
     return {
         "object": sum(a[1] == b[1] for a, b in zip(said, truth, strict=True)) / count,
         "colour": sum(a[0] == b[0] for a, b in zip(said, truth, strict=True)) / count,
         "composition": sum(a == b for a, b in zip(said, truth, strict=True)) / count,
-        "view": float(agree[fronted].float().mean()),
+        "view": float((side == view)[fronted].float().mean()),
     }

@@ -156,7 +156,8 @@ class SceneTrainer:
             part, _, name = key.partition("/")
             if part not in parts:
                 raise CheckpointError(f"The checkpoint holds {key!r}, which no scene has.", "Is it of another run?")
-            parts[part][name] = value
+            # Adam keeps its step counts, which have no dimension, on the CPU.
+            parts[part][name] = value.to(self.teacher.device) if value.ndim else value
         self.scene.load_state(parts["scene"])
         self.scene.make_optimizers()
         self.scene.load_optimizer_state(parts["optimizer"])

@@ -60,8 +60,8 @@ class SceneSettings:
         for name, low, high in (("steps", 1, 10**7), ("views", 1, 1024), ("resolution", 16, 2048),
                                 ("checkpoint_every", 1, 10**7), ("seed", 0, 2**63 - 1)):  # fmt: skip
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} is {value}.", f"Use a whole number from {low} to {high}.")
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ConfigError(f"{name} is {value!r}.", f"Use a whole number from {low} to {high}.")
         if self.scene not in SCENES:
             raise ConfigError(f"The scene {self.scene!r} is not known.", f"Known: {', '.join(SCENES)}.")
 
@@ -70,7 +70,7 @@ def from_plain(kind: type, content: Mapping[str, Any]) -> Any:
     """A dataclass from the plain dicts and lists of a file; the inverse of `files.plain`.
 
     Raises:
-        ConfigError: a field that the dataclass does not have.
+        ConfigError: a field that the dataclass does not have, or lacks, or a value of the wrong kind.
     """
     hints = get_type_hints(kind)
     known = {item.name for item in fields(kind)}
@@ -87,7 +87,10 @@ def from_plain(kind: type, content: Mapping[str, Any]) -> Any:
         elif isinstance(value, list):
             value = tuple(value)
         values[name] = value
-    return kind(**values)
+    try:
+        return kind(**values)
+    except TypeError as error:  # a text where a number belongs, or a required field left out
+        raise ConfigError(f"These values don't make a {kind.__name__}: {error}.", "Check the configuration.") from error
 
 
 _EMBEDDED_SDS: dict[str, Any] = {

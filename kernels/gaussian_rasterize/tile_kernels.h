@@ -4,6 +4,8 @@
 namespace dreamkit {
 namespace DREAMKIT_ISA {
 
+constexpr uint32_t PREFETCH = 6;  // entries
+
 // The part of a tile that one Gaussian's bounding box covers.
 struct Span {
   int first_row, last_row;  // inclusive; empty if last < first
@@ -74,6 +76,11 @@ void forward_tile(ForwardTile& t) {
   for (; position < end; ++position) {
     if ((position - begin) % 16 == 15 && !any_above(transmittance, 0.0f)) break;
     const uint32_t rank = entries[position];
+    if (position + PREFETCH < end) {
+      const size_t ahead = entries[position + PREFETCH];
+      __builtin_prefetch(splats + ahead);
+      __builtin_prefetch(all_features + ahead * feature_stride);
+    }
     const Splat s = splats[rank];
     Float8 feature[F > 0 ? F : 1];
     const float* const feature_row = all_features + rank * feature_stride;
@@ -81,6 +88,7 @@ void forward_tile(ForwardTile& t) {
     const float x = s.x - tile_x, y = s.y - tile_y;
     const Span span = make_span(s, x, y);
     const int32_t index = static_cast<int32_t>(position - begin);
+    const bool wide = span.groups > 1;
     for (int group = 0; group < span.groups; ++group) {
       const int column = span.column + group * LANES;
       const Float8 dx = column_centers(column) - splat(x);
@@ -88,10 +96,11 @@ void forward_tile(ForwardTile& t) {
         const float dy = static_cast<float>(row) + 0.5f - y, l3_dy = s.l3 * dy;
         const float row_exponent = s.log2_opacity - l3_dy * l3_dy;
         if (row_exponent < LOG2_ALPHA_MIN) continue;
-        const Alpha evaluated = evaluate_alpha(s, dx, s.l2 * dy, row_exponent);
-        const Float8 alpha = keep(evaluated.used, minimum(evaluated.raw, splat(ALPHA_MAX)));
         const int pixel = row * TILE + column;
         const Float8 before = load(transmittance + pixel);
+        const Alpha evaluated = evaluate_alpha(s, dx, s.l2 * dy, row_exponent);
+        if (wide && !any(evaluated.used & (before > splat(0.0f)))) continue;
+        const Float8 alpha = keep(evaluated.used, minimum(evaluated.raw, splat(ALPHA_MAX)));
         const Float8 weight = alpha * before, after = before - weight;
         const Int8 stops = after <= splat(TRANSMITTANCE_MIN);
         const Int8 stops_now = stops & (before > splat(0.0f));
@@ -125,17 +134,26 @@ void backward_tile(const BackwardTile& t) {
   const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
   const size_t feature_stride = t.feature_stride;
   const bool by_entry = t.by_entry;
+  float* const results = t.results;
+  const size_t result_stride = t.result_stride;
   Float8 fixed[F > 0 ? (MOMENTS + F + LANES - 1) / LANES * LANES : 1];
   Float8* sums = F > 0 ? fixed : reinterpret_cast<Float8*>(t.accumulators);
   const int rows_of_sums = F > 0 ? static_cast<int>(sizeof(fixed) / sizeof(Float8)) : t.result_stride;
   for (uint32_t position = end; position-- > begin;) {
     const uint32_t rank = entries[position];
+    if (position >= begin + PREFETCH) {
+      const size_t ahead = entries[position - PREFETCH];
+      __builtin_prefetch(splats + ahead);
+      __builtin_prefetch(all_features + ahead * feature_stride);
+      __builtin_prefetch(results + ahead * result_stride);
+    }
     const Splat s = splats[rank];
     const float* const feature = all_features + rank * feature_stride;
     const float x = s.x - tile_x, y = s.y - tile_y;
     const Span span = make_span(s, x, y);
     const Int8 index = splat(static_cast<int32_t>(position - begin));
     for (int i = 0; i < rows_of_sums; ++i) sums[i] = zero;
+    const bool wide = span.groups > 1;
     for (int group = 0; group < span.groups; ++group) {
       const int column = span.column + group * LANES;
       const Float8 dx = column_centers(column) - splat(x);
@@ -146,6 +164,7 @@ void backward_tile(const BackwardTile& t) {
         const Alpha evaluated = evaluate_alpha(s, dx, s.l2 * dy, row_exponent);
         const int pixel = row * TILE + column;
         const Int8 used = evaluated.used & (index < load(stop + pixel));
+        if (wide && !any(used)) continue;
         const Float8 raw = keep(used, evaluated.raw);
         const Float8 alpha = minimum(raw, splat(ALPHA_MAX));
         const Float8 inverse = one / (one - alpha);
@@ -171,7 +190,7 @@ void backward_tile(const BackwardTile& t) {
         sums[5] += d_sigma_dy * splat(dy);
       }
     }
-    float* result = t.results + static_cast<size_t>(by_entry ? position : rank) * t.result_stride;
+    float* result = results + (by_entry ? position : rank) * result_stride;
     for (int i = 0; i < rows_of_sums; i += LANES) {
       const Float8 totals = horizontal_sums(sums + i);
       store(result + i, by_entry ? totals : load(result + i) + totals);
