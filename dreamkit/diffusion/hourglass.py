@@ -175,8 +175,12 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         self.merge = nn.Linear(4 * outer_dim, inner_dim)
         self.split = nn.Linear(inner_dim, 4 * outer_dim)
         self.patch_out = nn.Linear(outer_dim, patch)
-        self.head = nn.Conv2d(2 * stem_channels, in_channels, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
+        self.skip_gain = nn.Linear(cond_dim, stem_channels)
+        self.head_in = nn.Conv2d(2 * stem_channels, stem_channels, 3, padding=1)
+        self.head_out = nn.Conv2d(stem_channels, in_channels, 3, padding=1)
+        for layer in (self.skip_gain, self.head_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
         def outer() -> Block:
             return Block(outer_dim, head_dim, mlp_ratio, cond_dim)
@@ -258,5 +262,8 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
             tokens = block(tokens, cond, encoder_hidden_states)
 
         grid = self.patch_out(tokens).transpose(1, 2).unflatten(2, (height, width))
-        out = self.head(torch.cat([functional.pixel_shuffle(grid, 4), stem], dim=1))
+        # At little noise the output is the noise, many times amplified: the skip's gain is exponential in the time.
+        skip = stem * self.skip_gain(cond).exp()[:, :, None, None]
+        out = self.head_in(torch.cat([functional.pixel_shuffle(grid, 4), skip], dim=1))
+        out = self.head_out(functional.silu(out))
         return HourglassOutput(sample=out) if return_dict else (out,)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dreamkit.errors import SceneError
 from dreamkit.files import atomic_path
+from dreamkit.scenes.density_grid import Floats
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.gaussians import SH_C0, GaussianScene
 from dreamkit.scenes.mesh import Mesh, vertex_normals
@@ -290,28 +291,52 @@ def load_mesh(path: Path | str) -> Mesh:
         path: the file.
 
     Returns:
-        The mesh, colours in sRGB; all parts of a GLB's scene joined.
+        The mesh, colours in sRGB; all parts of a GLB's scene joined in the scene's frame.
 
     Raises:
         SceneError: another suffix, or a file that is missing, broken or empty.
     """
     import trimesh
 
-    suffix = Path(path).suffix.lower()
     _by_suffix(path, {".glb": write_glb, ".obj": write_obj}, "mesh")
     _read_bytes(Path(path))
     try:
-        body = trimesh.load_mesh(path, process=False, maintain_order=True)
-        vertices, faces = np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int32)
-        colors = _mesh_colors(body, linear=suffix == ".glb")
+        scene = trimesh.load_scene(path, process=False, maintain_order=True)
+        parts = [_placed(scene, node) for node in scene.graph.nodes_geometry]
     except Exception as error:  # trimesh lets any error of a broken file through
         raise SceneError(f"{path} can't be read as a mesh: {error}.", "Export it again.") from error
-    if not len(faces) or not np.isfinite(vertices).all() or not np.isfinite(colors).all():
-        raise SceneError(f"{path} holds no triangles, or values that are not finite.", "Export it again.")
-    return Mesh(vertices, faces, colors, vertex_normals(vertices, faces))
+    if not sum(len(faces) for _, faces, _ in parts):
+        raise SceneError(f"{path} holds no triangles.", "Export it again.")
+    offsets = np.cumsum([0, *(len(vertices) for vertices, _, _ in parts)])
+    vertices = np.concatenate([vertices for vertices, _, _ in parts])
+    faces = np.concatenate([faces + offset for (_, faces, _), offset in zip(parts, offsets, strict=False)])
+    colors = np.concatenate([colors for _, _, colors in parts])
+    if not (np.isfinite(vertices).all() and np.isfinite(colors).all()):
+        raise SceneError(f"{path} holds values that are not finite.", "Export it again.")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise SceneError(f"{path} has triangles of vertices that it lacks.", "Export it again.")
+    if Path(path).suffix.lower() == ".glb":
+        colors = linear_to_srgb(colors)
+    return Mesh(vertices, faces.astype(np.int32), colors, vertex_normals(vertices, faces))
 
 
-def srgb_to_linear(colors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _placed(scene: Any, node: str) -> tuple[Floats, NDArray[np.int32], Floats]:
+    """Vertices in the scene's frame, faces and colours (as stored, 0 to 1) of one part of a trimesh scene."""
+    transform, name = scene.graph[node]
+    body = scene.geometry[name]
+    vertices = np.asarray(body.vertices, np.float64) @ transform[:3, :3].T + transform[:3, 3]
+    faces = np.asarray(getattr(body, "faces", np.zeros((0, 3))), np.int32)
+    colors = getattr(body.visual, "vertex_attributes", {}).get("color")
+    if colors is None and body.visual.kind == "vertex":
+        colors = body.visual.vertex_colors
+    if colors is None or len(colors) != len(vertices):
+        return vertices.astype(np.float32), faces, np.ones((len(vertices), 3), np.float32)
+    values = np.asarray(colors)[:, :3]
+    scale = float(np.iinfo(values.dtype).max) if values.dtype.kind == "u" else 1.0
+    return vertices.astype(np.float32), faces, (values / scale).astype(np.float32)
+
+
+def srgb_to_linear(colors: Floats) -> Floats:
     """Light from what a screen shows: c / 12.92 below 0.04045, else ((c + 0.055) / 1.055)^2.4 (IEC 61966-2-1).
 
     Args:
@@ -324,7 +349,7 @@ def srgb_to_linear(colors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(colors <= 0.04045, low, high).astype(np.float32)
 
 
-def linear_to_srgb(colors: NDArray[np.float32]) -> NDArray[np.float32]:
+def linear_to_srgb(colors: Floats) -> Floats:
     """The inverse of `srgb_to_linear`.
 
     Args:
@@ -335,21 +360,6 @@ def linear_to_srgb(colors: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     low, high = colors * 12.92, 1.055 * np.maximum(colors, 0.0) ** (1.0 / 2.4) - 0.055
     return np.where(colors <= 0.0031308, low, high).astype(np.float32)
-
-
-def _mesh_colors(body: object, linear: bool) -> NDArray[np.float32]:
-    """[V, 3] sRGB colours of a trimesh object, wherever its loader has put them."""
-    visual = getattr(body, "visual", None)
-    colors = getattr(visual, "vertex_attributes", {}).get("color") if visual is not None else None
-    if colors is None and getattr(visual, "kind", None) == "vertex":
-        colors = getattr(visual, "vertex_colors", None)
-    count = len(body.vertices)  # type: ignore[attr-defined]
-    if colors is None or len(colors) != count:
-        return np.ones((count, 3), np.float32)
-    values = np.asarray(colors)[:, :3]
-    scale = float(np.iinfo(values.dtype).max) if values.dtype.kind == "u" else 1.0
-    result = (values / scale).astype(np.float32)
-    return linear_to_srgb(result) if linear else result
 
 
 def _plain_tensors(scene: GaussianScene) -> dict[str, Tensor]:

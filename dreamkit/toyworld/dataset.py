@@ -60,6 +60,7 @@ class GeometryConfig:
                 "objects_things",
                 "marching",
                 "geometry",
+                "shading",
                 "dataset",
             )
         ]

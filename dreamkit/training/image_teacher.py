@@ -8,6 +8,7 @@ come from a generator seeded by (seed, step): resuming equals not having stopped
 """
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -141,11 +142,11 @@ class TeacherNetworks(nn.Module):
 
 
 def make_optimizers(networks: nn.Module, options: ImageTeacherOptions) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for modulation, embeddings, convolutions and vectors."""
+    """Muon for the matrices that tokens pass through, AdamW for embeddings, modulation, convolutions and vectors."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in networks.named_parameters():
-        inside = "blocks." in name or "encoder.layers." in name
+        inside = re.search(r"blocks\.|encoder\.layers\.|patch_in|patch_out|merge|split", name) is not None
         chosen = parameter.ndim == 2 and inside and "modulation" not in name
         (matrices if chosen else rest).append(parameter)
     return [

@@ -8,29 +8,25 @@ constexpr uint32_t PREFETCH = 6;  // entries
 
 // The part of a tile that one Gaussian's bounding box covers.
 struct Span {
-  int first_row, last_row;  // inclusive; empty if last < first
+  int first_row, end_row;  // half-open
   int column, groups;       // first column and number of groups of eight
 };
 
-// Integer part of a coordinate, at most TILE; for values >= 0.
+// Integer part of a coordinate clamped to [0, TILE]; without branches, which would be mispredicted.
 DREAMKIT_INLINE int whole(float value) {
+  value = value > 0.0f ? value : 0.0f;
   return static_cast<int>(value < static_cast<float>(TILE) ? value : static_cast<float>(TILE));
 }
 
 DREAMKIT_INLINE Span make_span(const Splat& s, float x, float y) {
-  // Pixel p is inside when |p + 1/2 - center| <= extent; x and y are relative to the tile's corner.
-  const float left = x - s.extent_x - 0.5f, right = x + s.extent_x - 0.5f;
-  const float top = y - s.extent_y - 0.5f, bottom = y + s.extent_y - 0.5f;
-  const int first_column = left > 0.0f ? whole(left) + 1 : 0;
-  const int first_row = top > 0.0f ? whole(top) + 1 : 0;
-  int last_column = right >= 0.0f ? whole(right) : -1;
-  int last_row = bottom >= 0.0f ? whole(bottom) : -1;
-  last_column = last_column < TILE ? last_column : TILE - 1;
-  last_row = last_row < TILE ? last_row : TILE - 1;
+  // Pixel p is inside when |p + 1/2 - center| <= extent; x and y are relative to the tile's corner. Adding 1 before
+  // the cast, which truncates, gives the first pixel inside and the one after the last.
+  const int first_column = whole(x - s.extent_x + 0.5f), end_column = whole(x + s.extent_x + 0.5f);
+  const int first_row = whole(y - s.extent_y + 0.5f), end_row = whole(y + s.extent_y + 0.5f);
   // Eight columns or fewer fit one group that starts anywhere; more take the two aligned groups.
-  const bool narrow = last_column - first_column < LANES;
-  const int column = narrow ? (first_column < TILE - LANES ? first_column : TILE - LANES) : 0;
-  return {first_row, last_column < first_column ? -1 : last_row, column, narrow ? 1 : 2};
+  const bool narrow = end_column - first_column <= LANES;
+  const int start = first_column < TILE - LANES ? first_column : TILE - LANES;
+  return {first_row, end_column > first_column ? end_row : 0, narrow ? start : 0, narrow ? 1 : 2};
 }
 
 DREAMKIT_INLINE Float8 column_centers(int column) {
@@ -92,7 +88,7 @@ void forward_tile(ForwardTile& t) {
     for (int group = 0; group < span.groups; ++group) {
       const int column = span.column + group * LANES;
       const Float8 dx = column_centers(column) - splat(x);
-      for (int row = span.first_row; row <= span.last_row; ++row) {
+      for (int row = span.first_row; row < span.end_row; ++row) {
         const float dy = static_cast<float>(row) + 0.5f - y, l3_dy = s.l3 * dy;
         const float row_exponent = s.log2_opacity - l3_dy * l3_dy;
         if (row_exponent < LOG2_ALPHA_MIN) continue;
@@ -157,7 +153,7 @@ void backward_tile(const BackwardTile& t) {
     for (int group = 0; group < span.groups; ++group) {
       const int column = span.column + group * LANES;
       const Float8 dx = column_centers(column) - splat(x);
-      for (int row = span.first_row; row <= span.last_row; ++row) {
+      for (int row = span.first_row; row < span.end_row; ++row) {
         const float dy = static_cast<float>(row) + 0.5f - y, l3_dy = s.l3 * dy;
         const float row_exponent = s.log2_opacity - l3_dy * l3_dy;
         if (row_exponent < LOG2_ALPHA_MIN) continue;

@@ -9,7 +9,7 @@ from dreamkit.scenes.density import DensityConfig, DensityControl
 from dreamkit.scenes.gaussians import GaussianConfig, GaussianScene
 
 STEPS = 24
-EAGER = DensityConfig(start=0.0, stop=1.0, interval=4, max_count=120, min_count=10, grow_share=0.2, split_scale=0.05)
+EAGER = DensityConfig(start=0.0, stop=1.0, interval=4, max_count=120, min_count=10, grow_share=0.2, split_scale=0.1)
 
 
 def generator(seed=0):

@@ -60,7 +60,7 @@ def test_bad_videos_are_refused_and_leave_nothing(tmp_path):
 
 
 def test_a_contact_sheet_has_every_picture_in_its_place(tmp_path):
-    colors = torch.eye(3).tolist() + [[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
+    colors = [*torch.eye(3).tolist(), [1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
     images = [solid(color) for color in colors]
     pictures.contact_sheet(images, tmp_path / "sheet.png", columns=3, labels=list("abcde"), min_size=40)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
