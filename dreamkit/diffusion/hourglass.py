@@ -178,9 +178,8 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         self.skip_gain = nn.Linear(cond_dim, stem_channels)
         self.head_in = nn.Conv2d(2 * stem_channels, stem_channels, 3, padding=1)
         self.head_out = nn.Conv2d(stem_channels, in_channels, 3, padding=1)
-        for layer in (self.skip_gain, self.head_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.skip_gain.parameters(), *self.head_out.parameters()):
+            nn.init.zeros_(parameter)
 
         def outer() -> Block:
             return Block(outer_dim, head_dim, mlp_ratio, cond_dim)

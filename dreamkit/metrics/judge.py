@@ -153,4 +153,6 @@ def load_judge(folder: Path | None = None) -> Judge:
         network.load_state_dict({name: value.float() for name, value in state.items()})
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise TeacherError(f"No readable judge in {folder}: {error}.", "Reinstall dreamkit, or retrain it.") from error
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        raise TeacherError(f"The judge in {folder} has weights that are not finite.", "Reinstall dreamkit.")
     return Judge(network)

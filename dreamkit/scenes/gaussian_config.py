@@ -49,7 +49,7 @@ class GaussianConfig:
     sh_degree: int | None = None
     """View-dependent colour by spherical harmonics of this degree, 0 to 3; none: one plain RGB colour each."""
     background: BackgroundMode = "random"
-    """Behind the scene in training: black, white, gray, or random (a new solid colour a view)."""
+    """Behind the scene in training: black, white, gray, neutral (a new gray a view) or random (a new colour a view)."""
     antialiased: bool = False
     """Scale opacities by the projected area, so that far or thin Gaussians do not grow in small images."""
     means_rate: Schedule = field(default=Schedule(0.0, 1e-2, 1e-3, 1.0, "exponential"))

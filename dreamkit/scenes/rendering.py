@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamkit.errors import ConfigError, SceneError
 from dreamkit.scenes.cameras import Camera
 
-BackgroundMode = Literal["black", "white", "gray", "random"]
+BackgroundMode = Literal["black", "white", "gray", "neutral", "random"]
 
 _CONSTANT = {"black": 0.0, "white": 1.0, "gray": 0.5}
 
@@ -53,10 +53,10 @@ def background_colors(
     """One solid colour a view.
 
     Args:
-        mode: black, white, gray (0.5), or random: uniform in the RGB cube, a new colour a view, so that the
-            scene cannot hide in its background.
+        mode: black, white, gray (0.5); or, with a new colour a view so that the scene cannot hide in its
+            background, neutral: a gray level in [0.15, 0.95], or random: uniform in the RGB cube.
         n: how many views.
-        generator: the source of randomness of the random mode; without it the colour is gray, the mean.
+        generator: the source of randomness of the last two modes; without it the colour is gray, the mean.
         device: where the colours are wanted.
 
     Returns:
@@ -67,6 +67,9 @@ def background_colors(
     """
     if mode == "random" and generator is not None:
         return torch.rand(n, 3, generator=generator, device=generator.device).to(device)
+    if mode == "neutral" and generator is not None:
+        level = 0.15 + 0.8 * torch.rand(n, 1, generator=generator, device=generator.device)
+        return level.expand(n, 3).to(device)
     if mode not in get_args(BackgroundMode):
         raise ConfigError(
             f"The background {mode!r} is not known.", f"Use one of {', '.join(get_args(BackgroundMode))}."

@@ -34,7 +34,7 @@ SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
-    "clip_sample": False,
+    "clip_sample": True,
     "set_alpha_to_one": True,
     "timestep_spacing": "trailing",
 }
@@ -46,6 +46,8 @@ class ImageTeacherOptions:
 
     out: Path = Path("outputs/teachers/image")
     """Folder of the training run: checkpoints, metrics, sample grids and the finished teacher."""
+    start: Path | None = None
+    """Teacher folder (as this command writes it) whose weights to start from; none starts from noise."""
     steps: int = 2400
     """Optimiser steps in all."""
     cooldown: int = 600
@@ -176,7 +178,10 @@ class ImageTeacherTrainer:
         self.device = resolve_device(options.device)
         self.tokenizer = make_tokenizer()
         torch.manual_seed(options.seed)
-        self.networks = TeacherNetworks(len(self.tokenizer)).to(self.device)
+        self.networks = TeacherNetworks(len(self.tokenizer))
+        if options.start is not None:
+            _load_weights(self.networks, options.start)
+        self.networks.to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.networks.named_parameters()}
         self.optimizers = make_optimizers(self.networks, options)
         self.schedule = NoiseSchedule.from_diffusers({"_class_name": "DDIMScheduler", **SCHEDULER})
@@ -321,6 +326,28 @@ def train_image_teacher(
             trainer.export(options.out / "teacher")
             draw_grid(options.out / "teacher", options.out / f"samples-{trainer.step:06d}.png")
     return trainer.export(options.out / "teacher")
+
+
+def _load_weights(networks: TeacherNetworks, folder: Path) -> None:
+    """Copy the weights of an exported teacher into fresh networks.
+
+    Raises:
+        CheckpointError: the folder holds no teacher of this shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    parts = {
+        "denoiser": ("denoiser/diffusion_pytorch_model.safetensors", networks.denoiser),
+        "text encoder": ("text_encoder/model.safetensors", networks.text_encoder),
+    }
+    for part, (file, network) in parts.items():
+        try:
+            network.load_state_dict(load_file(folder / file))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The {part} of {folder} can't be started from: {error}.", "Give a folder this command wrote."
+            ) from error
 
 
 def _meta(options: ImageTeacherOptions) -> dict[str, Any]:

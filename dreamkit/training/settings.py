@@ -86,11 +86,22 @@ def from_plain(kind: type, content: Mapping[str, Any]) -> Any:
             value = from_plain(hint, value)
         elif isinstance(value, list):
             value = tuple(value)
+        if not _is_of(value, hint):
+            raise ConfigError(f"{kind.__name__}.{name} is {value!r}.", f"It must be of the kind {hint.__name__}.")
         values[name] = value
     try:
         return kind(**values)
-    except TypeError as error:  # a text where a number belongs, or a required field left out
+    except (TypeError, ValueError) as error:  # a required field left out, or a tuple of another length
         raise ConfigError(f"These values don't make a {kind.__name__}: {error}.", "Check the configuration.") from error
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of a plain kind or dataclass; `True` for hints of any other form."""
+    if isinstance(value, bool):
+        return hint not in (int, float, str)
+    if hint is float:
+        return isinstance(value, int | float)
+    return not (hint in (bool, int, str) or is_dataclass(hint)) or isinstance(value, hint)
 
 
 _EMBEDDED_SDS: dict[str, Any] = {
@@ -112,7 +123,7 @@ def _draft(embedded: bool) -> SceneSettings:
     return SceneSettings(
         prompt="",
         objective_options=_EMBEDDED_SDS if embedded else _GENERAL_SDS,
-        gaussians=GaussianConfig(count=2000, sparsity_weight=Schedule.constant(0.0)),
+        gaussians=GaussianConfig(count=2000, background="neutral"),
         density=DensityConfig(max_count=4000),
         steps=250,
         views=4,

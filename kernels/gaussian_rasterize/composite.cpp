@@ -333,7 +333,7 @@ void composite_backward(const CompositeInputs& in, const CompositeState& state, 
   const int64_t color_size = state.count * state.channels;
   Buffer<float> per_view;
   float* colors = gradients.colors;
-  if (in.shared_colors && state.views > 1) {
+  if (in.shared_colors) {  // views is not 1
     per_view.allocate(state.views * color_size);
     colors = per_view.data();
   }

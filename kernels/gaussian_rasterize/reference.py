@@ -373,8 +373,9 @@ def composite(
         remains.append(transmittance)
         position += size
     shape = (views * tiles_y * tiles_x, tile_size * tile_size)
-    image = features.new_zeros(*shape, channels)
-    rest = features.new_ones(shape)
+    attached = 0.0 * (flat_geometry.sum() + flat_features.sum())  # nothing visible has gradients too: zeros
+    image = features.new_zeros(*shape, channels) + attached
+    rest = features.new_ones(shape) + attached
     if numbers:
         image = image.index_copy(0, torch.cat(numbers), torch.cat(sums))
         rest = rest.index_copy(0, torch.cat(numbers), torch.cat(remains))

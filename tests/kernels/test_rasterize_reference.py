@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN = 0.999, 1 / 255, 1e-4
      (3, 2, False, True), (3, 3, True, False)],
 )  # fmt: skip
 def test_gradients_equal_finite_differences(channels, sh_degree, antialiased, batched_background):
-    gaussians = make_gaussians(6, scale=0.3, channels=channels, sh_degree=sh_degree, seed=3)
-    view = make_view(2, 9, 7)
+    gaussians = make_gaussians(5, scale=0.3, channels=channels, sh_degree=sh_degree, seed=3)
+    view = make_view(2, 6, 5)
     background = torch.rand(*([2] if batched_background else []), channels, dtype=torch.float64)
     settings = Settings(antialiased=antialiased, tile_size=4)
 
@@ -35,7 +36,10 @@ def test_gradients_equal_finite_differences(channels, sh_degree, antialiased, ba
         return result.image, result.alpha, result.depth, result.normal, result.means2d, result.depths
 
     inputs = [*vars(gaussians).values(), view.view_matrices, background]
-    assert torch.autograd.gradcheck(render, [tensor.clone().requires_grad_() for tensor in inputs])
+    # Every entry for the first case; for the others a random projection of the Jacobian, which is much faster.
+    every_entry = (channels, sh_degree, antialiased) == (3, None, False)
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    assert torch.autograd.gradcheck(render, leaves, fast_mode=not every_entry)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -161,7 +165,7 @@ def test_one_gaussian_in_closed_form():
     assert relative_error(result.depth, 4.0 * alpha) <= 1e-12
     color = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)
     assert relative_error(result.image, alpha * color + 1 - alpha) <= 1e-12
-    assert result.radii.item() == int(torch.ceil(torch.tensor(2 * torch.log(torch.tensor(0.8 * 255)) * variance).sqrt()))
+    assert result.radii.item() == math.ceil(math.sqrt(2 * math.log(0.8 * 255) * variance))
 
 
 @pytest.mark.parametrize("antialiased", [False, True])

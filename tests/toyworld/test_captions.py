@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ class TestDrawnCaptions:
     def test_articles(self, drawn: tuple[list[str], list[list[Thing]], list[str]]) -> None:
         for caption in drawn[0]:
             words = words_of(caption)
-            for article, word in zip(words, words[1:], strict=False):
+            for article, word in pairwise(words):
                 if article in ("a", "an"):
                     assert article == ("an" if word[0] in "aeio" else "a"), caption
 
@@ -150,8 +151,8 @@ class TestWriter:
     @pytest.mark.parametrize("material", MATERIALS[1:])
     def test_a_pattern_is_always_said(self, material: str) -> None:
         writer = CaptionWriter(torch.Generator().manual_seed(0))
-        ways = SYNONYMS[material]
-        assert all(any(way in writer.phrase(Thing("car", "red", material)) for way in ways) for _ in range(100))
+        phrases = [writer.phrase(Thing("car", "red", material)) for _ in range(100)]
+        assert all(any(way in phrase for way in SYNONYMS[material]) for phrase in phrases)
 
 
 class TestWords:

@@ -1,0 +1,313 @@
+"""The native backend against the reference: values, every gradient, determinism and hostile input."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies
+from rasterize_scenes import (
+    GRADIENT_NAMES,
+    cast_gaussians,
+    cast_view,
+    make_gaussians,
+    make_view,
+    relative_error,
+    run_with_gradients,
+)
+from torch import Tensor
+
+from dreamkit_kernels.dispatch import backend_report
+from dreamkit_kernels.gaussian_rasterize import Gaussians, Rasterization, Settings, View, rasterize
+
+NATIVE = next(status for status in backend_report() if status.name == "native")
+pytestmark = pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
+
+OUTPUTS = ("image", "alpha", "depth", "normal", "means2d", "depths")
+
+VALUE_TOLERANCE = 1e-4
+"""Fraction of the largest value; the worst seen over 300 random scenes of this file's kinds is 1.1e-5."""
+GRADIENT_TOLERANCE = 1e-3
+"""Fraction of the largest gradient; the worst seen there is 1.1e-4 (view matrices, 5,000 Gaussians)."""
+
+
+def compare(gaussians: Gaussians, view: View, options: Settings, *, flips: float = 0.0) -> None:
+    """Native float32 against the reference in float64, within the tolerances.
+
+    `flips` is the share of pixels allowed to differ more, by at most one Gaussian at the threshold: there alpha = 1/255
+    or a transmittance of 1e-4 falls on the other side of a comparison.
+    """
+    exact, exact_gradients = run_with_gradients(
+        gaussians, view, dataclasses.replace(options, backend="reference", background=options.background)
+    )
+    background = None if options.background is None else options.background.float()
+    single = dataclasses.replace(options, backend="native", background=background)
+    result, gradients = run_with_gradients(
+        cast_gaussians(gaussians, torch.float32), cast_view(view, torch.float32), single
+    )
+    for name in OUTPUTS:
+        value, expected = getattr(result, name).detach(), getattr(exact, name).detach()
+        assert value.shape == expected.shape, name
+        bound = VALUE_TOLERANCE * max(1.0, float(expected.abs().max()) if expected.numel() else 1.0)
+        wrong = ((value.double() - expected).abs() > bound).double()
+        assert wrong.numel() == 0 or wrong.mean() <= flips, (name, relative_error(value, expected))
+    assert (result.radii - exact.radii).abs().max() <= 1 if exact.radii.numel() else True
+    if flips:
+        return
+    for name in GRADIENT_NAMES:
+        value, expected = gradients[name], exact_gradients[name]
+        assert (value is None) == (expected is None), name
+        if expected is not None:
+            error = relative_error(value, expected)
+            assert error <= GRADIENT_TOLERANCE, f"gradient of {name}: {error:.3g}"
+
+
+@pytest.mark.parametrize("antialiased", [False, True])
+@pytest.mark.parametrize(
+    ("count", "views", "width", "height", "scale", "channels", "sh_degree"),
+    [
+        (1, 1, 16, 16, 0.2, 3, None),
+        (7, 2, 5, 3, 0.3, 3, None),
+        (300, 2, 37, 21, 0.05, 3, None),
+        (300, 1, 64, 48, 0.2, 1, None),
+        (200, 1, 33, 17, 0.1, 6, None),
+        (200, 3, 40, 40, 0.1, 3, 0),
+        (200, 1, 40, 40, 0.1, 3, 1),
+        (200, 2, 31, 47, 0.1, 3, 2),
+        (1500, 2, 48, 48, 0.03, 3, 3),
+    ],
+)
+def test_equals_reference(count, views, width, height, scale, channels, sh_degree, antialiased):
+    gaussians = make_gaussians(count, scale=scale, channels=channels, sh_degree=sh_degree)
+    view = make_view(views, width, height)
+    background = torch.rand(views, channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    compare(gaussians, view, Settings(background=background, antialiased=antialiased))
+
+
+def test_fewer_harmonics_than_held():
+    compare(make_gaussians(100, scale=0.1, sh_degree=3), make_view(2, 24, 24), Settings(sh_degree=1))
+
+
+def test_one_background_for_all_views():
+    background = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    compare(make_gaussians(50, scale=0.1), make_view(3, 20, 20), Settings(background=background))
+
+
+def opaque(gaussians: Gaussians) -> Gaussians:
+    return dataclasses.replace(gaussians, opacities=torch.ones_like(gaussians.opacities))
+
+
+def test_opacity_one_stops_pixels_early():
+    compare(opaque(make_gaussians(400, scale=0.2)), make_view(1, 40, 40), Settings())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 3.0, 1e3, 1e6])
+def test_degenerate_scales(scale):
+    gaussians = make_gaussians(60)
+    gaussians = dataclasses.replace(gaussians, scales=torch.full_like(gaussians.scales, scale))
+    compare(gaussians, make_view(2, 30, 20), Settings())
+
+
+def test_scales_beyond_float32_are_culled():
+    gaussians = cast_gaussians(make_gaussians(20), torch.float32)
+    gaussians = dataclasses.replace(gaussians, scales=torch.full_like(gaussians.scales, 1e11))
+    for backend in ("reference", "native"):
+        result, gradients = run_with_gradients(
+            gaussians, cast_view(make_view(1, 20, 20), torch.float32), Settings(backend=backend)
+        )
+        assert not result.radii.any()
+        assert all(not gradient.any() for gradient in gradients.values() if gradient is not None)
+
+
+def test_needles():
+    """Long thin Gaussians: the conics are nearly singular. float32 may put a pixel on the other side of 1/255."""
+    gaussians = make_gaussians(60)
+    scales = torch.tensor([[2.0, 1e-4, 1e-4]], dtype=torch.float64).expand(60, 3).contiguous()
+    compare(dataclasses.replace(gaussians, scales=scales), make_view(1, 64, 64), Settings(), flips=2e-3)
+
+
+def test_many_small_gaussians():
+    """Enough pixels for some to sit on a threshold. Worst share seen: 0."""
+    compare(make_gaussians(5000, scale=0.02), make_view(1, 70, 50), Settings(), flips=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 1), (1, 33), (17, 16)])
+def test_odd_image_sizes(shape):
+    compare(make_gaussians(30, scale=0.2), make_view(1, *shape), Settings())
+
+
+def nothing_visible() -> dict[str, tuple[Gaussians, View, Settings]]:
+    gaussians, view = make_gaussians(20, scale=0.1), make_view(2, 20, 12)
+    behind = view.view_matrices.clone()
+    behind[:, 2, 3] -= 10.0
+    return {
+        "no Gaussians": (Gaussians(*(tensor[:0] for tensor in vars(gaussians).values())), view, Settings()),
+        "no views": (gaussians, View(view.view_matrices[:0], view.intrinsics[:0], 20, 12), Settings()),
+        "behind": (gaussians, dataclasses.replace(view, view_matrices=behind), Settings()),
+        "opacity 0": (
+            dataclasses.replace(gaussians, opacities=torch.zeros_like(gaussians.opacities)),
+            view,
+            Settings(),
+        ),
+        "clipped": (gaussians, view, Settings(radius_clip=1e6)),
+    }
+
+
+@pytest.mark.parametrize("name", list(nothing_visible()))
+def test_nothing_visible(name):
+    gaussians, view, options = nothing_visible()[name]
+    options = dataclasses.replace(options, background=torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64))
+    compare(gaussians, view, options)
+    single = dataclasses.replace(options, background=options.background.float())
+    result, gradients = run_with_gradients(
+        cast_gaussians(gaussians, torch.float32), cast_view(view, torch.float32), single
+    )
+    assert not result.alpha.any()
+    assert (result.image == single.background).all()
+    assert all(not gradients[key].any() for key in GRADIENT_NAMES if key != "background")
+
+
+def test_bad_gaussians_are_culled_and_the_others_are_not_touched():
+    gaussians = cast_gaussians(make_gaussians(40, scale=0.1, sh_degree=1), torch.float32)
+    view = cast_view(make_view(2, 30, 30), torch.float32)
+    bad = Gaussians(*(tensor.clone() for tensor in vars(gaussians).values()))
+    bad.means[3, 1] = float("nan")
+    bad.quaternions[7, 0] = float("inf")
+    bad.scales[11, 2] = float("nan")
+    bad.opacities[13] = float("nan")
+    bad.colors[17, 2, 1] = -float("inf")
+    bad.means[19] = 1e13
+    rows = [3, 7, 11, 13, 17, 19]
+    kept = torch.tensor([index not in rows for index in range(40)])
+    expected = {backend: rasterize(gaussians, view, Settings(backend=backend)) for backend in ("reference", "native")}
+    for backend, whole in expected.items():
+        result, gradients = run_with_gradients(bad, view, Settings(backend=backend))
+        assert not result.radii[:, rows].any()
+        assert torch.equal(result.radii[:, kept], whole.radii[:, kept])
+        for output in OUTPUTS:
+            assert torch.isfinite(getattr(result, output)).all(), (backend, output)
+        subset = Gaussians(*(tensor[kept] for tensor in vars(gaussians).values()))
+        alone, alone_gradients = run_with_gradients(subset, view, Settings(backend=backend))
+        assert torch.equal(result.image, alone.image)
+        for name, gradient in gradients.items():
+            if gradient is None:
+                continue
+            assert torch.isfinite(gradient).all(), (backend, name)
+            if name in ("means", "quaternions", "scales", "opacities", "colors"):
+                assert not gradient[rows].any(), (backend, name)
+                assert relative_error(gradient[kept], alone_gradients[name]) <= 1e-5
+
+
+def test_zero_quaternion_is_the_identity():
+    gaussians = cast_gaussians(make_gaussians(10, scale=0.2), torch.float32)
+    view = cast_view(make_view(1, 20, 20), torch.float32)
+    zero = dataclasses.replace(gaussians, quaternions=torch.zeros(10, 4))
+    identity = dataclasses.replace(gaussians, quaternions=torch.tensor([[1.0, 0, 0, 0]]).repeat(10, 1))
+    result, gradients = run_with_gradients(zero, view, Settings())
+    assert torch.equal(result.image, rasterize(identity, view).image)
+    assert not gradients["quaternions"].any()
+
+
+def all_tensors(result: Rasterization, gradients: dict[str, Tensor | None]) -> list[Tensor]:
+    values = [value.detach() for value in vars(result).values()]
+    return values + [gradient for gradient in gradients.values() if gradient is not None]
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_equal_bits_from_run_to_run_and_for_any_number_of_threads(views):
+    gaussians = cast_gaussians(make_gaussians(6000, scale=0.05, sh_degree=1), torch.float32)
+    view = cast_view(make_view(views, 70, 50), torch.float32)
+    options = Settings(background=torch.rand(views, 3, generator=torch.Generator().manual_seed(0)))
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for count in (1, 1, 2, 2, 3, 5):
+            torch.set_num_threads(count)
+            runs.append(all_tensors(*run_with_gradients(gaussians, view, options)))
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(runs[0], run, strict=True))
+
+
+def test_backward_twice_and_missing_gradients():
+    gaussians = cast_gaussians(make_gaussians(50, scale=0.1), torch.float32)
+    means = gaussians.means.requires_grad_()
+    result = rasterize(gaussians, cast_view(make_view(2, 20, 20), torch.float32))
+    (first,) = torch.autograd.grad(result.image.sum(), means, retain_graph=True)
+    (second,) = torch.autograd.grad(result.image.sum(), means, retain_graph=True)
+    assert torch.equal(first, second)
+    zero = (result.alpha.sum() + result.depth.sum() + result.normal.sum()) * 0
+    (padded,) = torch.autograd.grad(result.image.sum() + zero, means, retain_graph=True)
+    assert relative_error(padded, first) <= 1e-5
+    (from_depths,) = torch.autograd.grad(result.depths.sum(), means, retain_graph=True)
+    assert from_depths.abs().sum() > 0
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(torch.autograd.grad(result.image.sum(), means, create_graph=True)[0].sum(), means)
+
+
+def test_strided_inputs():
+    gaussians = cast_gaussians(make_gaussians(30, scale=0.1), torch.float32)
+    view = cast_view(make_view(1, 20, 20), torch.float32)
+    strided = Gaussians(
+        means=gaussians.means.t().contiguous().t(),
+        quaternions=torch.stack([gaussians.quaternions] * 2, dim=2)[..., 0],
+        scales=torch.cat([gaussians.scales, gaussians.scales], dim=1)[:, :3],
+        opacities=torch.stack([gaussians.opacities] * 2, dim=1)[:, 0],
+        colors=gaussians.colors.t().contiguous().t(),
+    )
+    assert not strided.means.is_contiguous()
+    assert torch.equal(rasterize(strided, view).image, rasterize(gaussians, view).image)
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_every_instruction_set_agrees(instruction_set, tmp_path):
+    """The same scene in a process that is held to a smaller instruction set."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+from rasterize_scenes import *
+from dreamkit_kernels.dispatch import native_module
+result, gradients = run_with_gradients(
+    cast_gaussians(make_gaussians(300, scale=0.1, sh_degree=2), torch.float32),
+    cast_view(make_view(2, 37, 29), torch.float32), Settings(antialiased=True))
+tensors = [result.image, result.alpha, result.depth, result.normal] + [g for g in gradients.values() if g is not None]
+torch.save([native_module().instruction_set()] + [tensor.detach() for tensor in tensors], sys.argv[1])
+"""
+    runs = []
+    for wanted in (instruction_set, ""):
+        path = tmp_path / f"{wanted or 'best'}.pt"
+        environment = os.environ | {"DREAMKIT_SIMD": wanted, "OMP_NUM_THREADS": "1"}
+        environment.pop("DREAMKIT_BACKEND", None)
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True, env=environment)
+        runs.append(torch.load(path))
+    assert runs[0][0] in ("baseline", instruction_set)  # a processor without AVX2 stays on the baseline
+    for limited, best in zip(runs[0][1:], runs[1][1:], strict=True):
+        assert relative_error(limited, best) <= 1e-4  # worst seen 2e-6
+
+
+@settings(max_examples=30)
+@given(
+    seed=strategies.integers(0, 10_000),
+    count=strategies.integers(0, 60),
+    views=strategies.integers(0, 3),
+    width=strategies.integers(1, 40),
+    height=strategies.integers(1, 40),
+    log_scale=strategies.floats(-4, 1),
+    sh_degree=strategies.sampled_from([None, 0, 1, 2, 3]),
+    antialiased=strategies.booleans(),
+    radius=strategies.floats(0.3, 5.0),
+)
+def test_any_small_scene(seed, count, views, width, height, log_scale, sh_degree, antialiased, radius):
+    """Cameras may be inside the scene: Gaussians of any size, before and behind."""
+    gaussians = make_gaussians(count, seed=seed, scale=10.0**log_scale, sh_degree=sh_degree)
+    view = make_view(views, width, height, radius=radius)
+    # Near the camera a Gaussian is so large that float32 moves threshold crossings by whole pixels.
+    view = dataclasses.replace(view, near=0.2)
+    compare(gaussians, view, Settings(antialiased=antialiased), flips=0.02)
