@@ -59,9 +59,7 @@ def native_extension() -> Extension:
         "dreamkit_kernels._native",
         sources=sorted(path.as_posix() for path in Path("kernels").rglob("*.cpp")),
         depends=sorted(path.as_posix() for path in Path("kernels").rglob("*.h")),
-        include_dirs=[
-            str(nanobind_root / folder) for folder in ("include", "src", "ext/robin_map/include")
-        ],
+        include_dirs=[str(nanobind_root / folder) for folder in ("include", "src", "ext/robin_map/include")],
         extra_compile_args=compile_flags,
         extra_link_args=link_flags,
         language="c++",

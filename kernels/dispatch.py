@@ -43,7 +43,7 @@ def _load_native() -> tuple[ModuleType | None, str]:
         return None, (
             f"the native extension can't be imported ({error}); install a C++17 compiler and reinstall dreamkit"
         )
-    return _native, "C++ with OpenMP, for float32 tensors on the CPU"
+    return _native, f"C++ ({_native.instruction_set()}, OpenMP), for float32 tensors on the CPU"
 
 
 def native_module() -> ModuleType:
@@ -113,6 +113,4 @@ def backend_report() -> list[BackendStatus]:
         "reference": (True, "torch, any device and floating dtype; the definition"),
         "native": (module is not None, reason),
     }
-    return [
-        BackendStatus(name, operation, *status[name]) for operation, names in OPERATIONS.items() for name in names
-    ]
+    return [BackendStatus(name, operation, *status[name]) for operation, names in OPERATIONS.items() for name in names]

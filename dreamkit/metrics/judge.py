@@ -81,7 +81,8 @@ class JudgeNetwork(nn.Module):
             words = re.findall(r"[a-z]+", text.lower())
             ids.extend(self.word_index[word] for word in words if word in self.word_index)
         embedded = self.words(torch.tensor(ids, dtype=torch.long), torch.tensor(offsets))
-        return functional.normalize(self.text_head(embedded), dim=-1)
+        # The residual keeps captions of different words apart from the first step on.
+        return functional.normalize(embedded + self.text_head(embedded), dim=-1)
 
     def forward(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Scaled similarities [B, N] of pictures and captions, and view logits [B, 4]."""

@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised, for the matrices of a transformer.
+"""Muon: momentum, orthogonalised, for matrices and convolutions (taken as matrices: output channels x the rest).
 
     M <- beta M + G,   W <- W - lr * 0.2 sqrt(max(rows, columns)) * orthogonalise(G + beta M)
 
@@ -38,24 +38,24 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for 2D parameters; matrices of one shape are orthogonalised in one batch.
+    """Muon for parameters of two dimensions or more; those of one shape are orthogonalised in one batch.
 
     Args:
-        params: 2D parameters.
+        params: matrices [rows, columns], or convolutions [rows, ...].
         lr: step size, on AdamW's scale.
         momentum: beta, in [0, 1).
         weight_decay: decoupled decay per unit of lr.
 
     Raises:
-        ValueError: a parameter that is not a matrix.
+        ValueError: a parameter that is a vector.
     """
 
     def __init__(
         self, params: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.01
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        if any(p.ndim != 2 for group in self.param_groups for p in group["params"]):
-            raise ValueError("Muon takes matrices only; give vectors, embeddings and convolutions to AdamW")
+        if any(p.ndim < 2 for group in self.param_groups for p in group["params"]):
+            raise ValueError("Muon takes matrices and convolutions; give vectors to AdamW")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
@@ -72,7 +72,8 @@ class Muon(torch.optim.Optimizer):
                     buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     buffer.mul_(group["momentum"]).add_(gradient)
                     updates.append(gradient.add(buffer, alpha=group["momentum"]))
-                scale = group["lr"] * 0.2 * max(shape) ** 0.5
-                for (p, _), update in zip(params, orthogonalise(torch.stack(updates)), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+                matrices = torch.stack(updates).flatten(2)
+                scale = group["lr"] * 0.2 * max(matrices.shape[1:]) ** 0.5
+                for (p, _), update in zip(params, orthogonalise(matrices), strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view(shape), alpha=-scale)
         return loss

@@ -23,7 +23,7 @@ from dreamkit.diffusion.hourglass import HourglassTransformer
 from dreamkit.diffusion.loading import resolve_device
 from dreamkit.diffusion.schedule import NoiseSchedule
 from dreamkit.errors import CheckpointError, ConfigError
-from dreamkit.files import append_jsonl
+from dreamkit.files import append_jsonl, atomic_path, read_jsonl
 from dreamkit.toyworld.captions import content_words, vocabulary
 from dreamkit.toyworld.dataset import Batch, GeometryConfig, ToyWorld, build_cache
 from dreamkit.toyworld.muon import Muon
@@ -325,7 +325,31 @@ def train_image_teacher(
         if options.sample_every and (last or trainer.step % options.sample_every == 0):
             trainer.export(options.out / "teacher")
             draw_grid(options.out / "teacher", options.out / f"samples-{trainer.step:06d}.png")
+    draw_loss_curve(options.out / "metrics.jsonl", options.out / "loss.png")
     return trainer.export(options.out / "teacher")
+
+
+def draw_loss_curve(metrics: Path, picture: Path) -> None:
+    """Plot the loss of a metrics file, raw and averaged over 50 steps, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = {int(row["step"]): float(row["loss"]) for row in read_jsonl(metrics)}
+    steps = sorted(rows)
+    losses = [rows[step] for step in steps]
+    smooth = [sum(losses[max(0, i - 49) : i + 1]) / len(losses[max(0, i - 49) : i + 1]) for i in range(len(losses))]
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), dpi=120)
+    axes.plot(steps, losses, color="#b8c4d6", linewidth=0.8, label="a step")
+    axes.plot(steps, smooth, color="#1f4e8c", linewidth=1.6, label="mean of 50")
+    axes.set(xlabel="step", ylabel="mean squared error of v", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, format="png")
+    pyplot.close(figure)
 
 
 def _load_weights(networks: TeacherNetworks, folder: Path) -> None:

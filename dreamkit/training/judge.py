@@ -17,6 +17,7 @@ from torch.nn import functional
 from dreamkit.metrics.judge import COMPOSITIONS, VIEWS, Judge, JudgeNetwork, save_judge
 from dreamkit.toyworld.captions import FRONTED, SYNONYMS, CaptionWriter, composition
 from dreamkit.toyworld.dataset import Batch, GeometryConfig, ToyWorld, build_cache
+from dreamkit.toyworld.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class JudgeOptions:
     """Optimiser steps."""
     batch: int = 64
     """Pictures a step."""
-    lr: float = 2e-3
-    """Peak learning rate (AdamW, cosine)."""
+    lr: float = 3e-3
+    """Peak learning rate (Muon for the image tower, AdamW for the rest; cosine)."""
     seed: int = 7919
     """Seed of weights and data; another one than the teacher's."""
     workers: int = 2
@@ -62,6 +63,14 @@ def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.roll(blurred * gain + noise, (dy, dx), dims=(2, 3)).clamp(0, 1)
 
 
+def make_optimizers(network: JudgeNetwork) -> list[torch.optim.Optimizer]:
+    """Muon for the image tower's matrices and convolutions, AdamW for words, heads and vectors."""
+    tower = [p for part in (network.stages, network.flatten) for p in part.parameters() if p.ndim > 1]
+    chosen = {id(p) for p in tower}
+    rest = [p for p in network.parameters() if id(p) not in chosen]
+    return [Muon(tower, lr=0.0), torch.optim.AdamW(rest, lr=0.0, weight_decay=0.0)]
+
+
 def train_judge(
     options: JudgeOptions, report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
 ) -> tuple[Path, dict[str, float]]:
@@ -77,7 +86,7 @@ def train_judge(
     world = ToyWorld(build_cache(options.geometry, options.out / "geometry", options.workers), hold_out=False)
     torch.manual_seed(options.seed)
     network = JudgeNetwork()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=0.02)
+    optimizers = make_optimizers(network)
     for step in range(options.steps):
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         batch = world.sample(options.batch, generator, singles_only=True)
@@ -93,11 +102,11 @@ def train_judge(
         if bool(fronted.any()):  # the mean over nothing would be NaN
             loss = loss + 0.5 * functional.cross_entropy(view_logits[fronted], view[fronted])
         factor = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
-        optimizer.param_groups[0]["lr"] = options.lr * factor
-        optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = options.lr * factor
+            optimizer.step()
+            optimizer.zero_grad()
         report(step + 1, {"loss": float(loss)})
     folder = options.out / "judge"
     save_judge(network, folder)

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "native.h"
 
@@ -212,6 +213,25 @@ void bind_composite_backward(const CompositeState& state, const Input& splats, c
   composite_backward(in, state, gradients);
 }
 
+template <class T>
+struct IsMaybe : std::false_type {};
+template <class T>
+struct IsMaybe<std::optional<T>> : std::true_type {};
+
+template <class T>
+nb::arg argument() {
+  nb::arg result;
+  result.noconvert();
+  if (IsMaybe<std::decay_t<T>>::value) result.none();
+  return result;
+}
+
+// Arguments are positional and never converted: a copy of an output array would swallow the results.
+template <class Result, class... Arguments>
+void define(nb::module_& module, const char* name, Result (*function)(Arguments...)) {
+  module.def(name, function, argument<Arguments>()...);
+}
+
 }  // namespace
 }  // namespace dreamkit
 
@@ -227,16 +247,10 @@ NB_MODULE(_native, module) {
               float radius_clip, bool antialiased, int threads) {
              new (self) ProjectionOptions{width, height, near, far, eps2d, radius_clip, antialiased, threads};
            });
-  module.def("project_forward", &bind_project_forward);
-  module.def("project_backward", &bind_project_backward, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg(), nb::arg().none());
-  module.def("shade_forward", &bind_shade_forward);
-  module.def("shade_backward", &bind_shade_backward, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
-  module.def("composite_forward", &bind_composite_forward, nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
-  module.def("composite_backward", &bind_composite_backward, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-             nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg(),
-             nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
+  define(module, "project_forward", &bind_project_forward);
+  define(module, "project_backward", &bind_project_backward);
+  define(module, "shade_forward", &bind_shade_forward);
+  define(module, "shade_backward", &bind_shade_backward);
+  define(module, "composite_forward", &bind_composite_forward);
+  define(module, "composite_backward", &bind_composite_backward);
 }

@@ -1,4 +1,4 @@
-"""The native backend: autograd around `dreamkit_kernels._native`. float32 on the CPU; the arguments are checked in op.py.
+"""The native backend: autograd around `dreamkit_kernels._native`, float32 on the CPU. op.py checks the arguments.
 
 Outputs and gradients are allocated here, in torch; the extension reads and writes the memory it is handed. Between its
 steps, what belongs to one Gaussian in one view travels as a row of eight floats:
@@ -131,9 +131,7 @@ class _Composite(torch.autograd.Function):
         shape = (means2d.shape[0], height, width)
         image = means2d.new_empty(*shape, colors.shape[-1])
         alpha, depth, normal = (means2d.new_empty(*shape, channels) for channels in (1, 1, 3))
-        ctx.state = native_module().composite_forward(
-            *inputs, image, alpha, depth, normal, torch.get_num_threads()
-        )
+        ctx.state = native_module().composite_forward(*inputs, image, alpha, depth, normal, torch.get_num_threads())
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
         return image, alpha, depth, normal

@@ -351,9 +351,9 @@ def composite(
     channels = features.shape[-1]
     tiles_x, tiles_y = -(-width // tile_size), -(-height // tile_size)
     tiles = bin_tiles(projection, width, height, tile_size)
-    flat_geometry = torch.cat(
-        [projection.means2d, projection.conics, projection.opacities[..., None]], dim=-1
-    ).reshape(views * count, 6)
+    flat_geometry = torch.cat([projection.means2d, projection.conics, projection.opacities[..., None]], dim=-1).reshape(
+        views * count, 6
+    )
     flat_features = features.reshape(views * count, channels)
     side = torch.arange(tile_size, device=features.device)
     local = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)  # [P, 2]

@@ -5,7 +5,7 @@
 
 The scene: Gaussians uniform in the unit ball, three units from the cameras (field of view 40 degrees), with log-normal
 scales whose median projects to `sigma` pixels, opacities uniform in 0.05..0.95, plain colours. The loss reaches image
-and alpha, as in the main job. Each figure is the minimum over the repetitions, in milliseconds: the machine may be busy.
+and alpha, as in the main job. A figure is the minimum over the repetitions, in milliseconds: the machine may be busy.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import sys
 import time
 
 import torch
 from dreamkit_kernels.gaussian_rasterize import Gaussians, Settings, View, rasterize
+from machine import machine
 
 CASES: dict[str, tuple[int, int, int, float]] = {
     # name: views, Gaussians, side, sigma in pixels of the median Gaussian
@@ -90,8 +90,7 @@ def main() -> None:
             row = {"case": case, "backend": backend, "threads": options.threads}
             rows.append(row | measure(gaussians, view, backend, repetitions))
             print(rows[-1], file=sys.stderr)
-    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-    print(json.dumps({"machine": machine, "rows": rows}, indent=1))
+    print(json.dumps({"machine": machine(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

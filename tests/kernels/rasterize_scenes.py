@@ -6,9 +6,8 @@ import dataclasses
 import math
 
 import torch
-from torch import Tensor
-
 from dreamkit_kernels.gaussian_rasterize import Gaussians, Rasterization, Settings, View, rasterize
+from torch import Tensor
 
 GRADIENT_NAMES = ("means", "quaternions", "scales", "opacities", "colors", "view_matrices", "background", "means2d")
 
@@ -65,9 +64,7 @@ def cast_gaussians(gaussians: Gaussians, dtype: torch.dtype) -> Gaussians:
 
 def cast_view(view: View, dtype: torch.dtype) -> View:
     """The same cameras in another dtype."""
-    return dataclasses.replace(
-        view, view_matrices=view.view_matrices.to(dtype), intrinsics=view.intrinsics.to(dtype)
-    )
+    return dataclasses.replace(view, view_matrices=view.view_matrices.to(dtype), intrinsics=view.intrinsics.to(dtype))
 
 
 def run_with_gradients(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from dreamkit_kernels.dispatch import backend_report
+from dreamkit_kernels.gaussian_rasterize import Gaussians, Rasterization, Settings, View, rasterize
 from hypothesis import given, settings, strategies
 from rasterize_scenes import (
     GRADIENT_NAMES,
@@ -22,18 +24,16 @@ from rasterize_scenes import (
 )
 from torch import Tensor
 
-from dreamkit_kernels.dispatch import backend_report
-from dreamkit_kernels.gaussian_rasterize import Gaussians, Rasterization, Settings, View, rasterize
-
 NATIVE = next(status for status in backend_report() if status.name == "native")
 pytestmark = pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
 
 OUTPUTS = ("image", "alpha", "depth", "normal", "means2d", "depths")
 
-VALUE_TOLERANCE = 1e-4
-"""Fraction of the largest value; the worst seen over 300 random scenes of this file's kinds is 1.1e-5."""
+VALUE_TOLERANCE = 2e-4
+"""Fraction of the largest value (at least 1). Worst seen over 600 random scenes like those here: 5.3e-5 (depth)."""
 GRADIENT_TOLERANCE = 1e-3
-"""Fraction of the largest gradient; the worst seen there is 1.1e-4 (view matrices, 5,000 Gaussians)."""
+"""Fraction of the largest gradient (at least 1). Worst seen there: 2.0e-4 (means2d). Three of the 600 scenes had a pixel
+at a threshold, where an alpha of 1/255 comes or goes."""
 
 
 def compare(gaussians: Gaussians, view: View, options: Settings, *, flips: float = 0.0) -> None:
@@ -56,7 +56,7 @@ def compare(gaussians: Gaussians, view: View, options: Settings, *, flips: float
         bound = VALUE_TOLERANCE * max(1.0, float(expected.abs().max()) if expected.numel() else 1.0)
         wrong = ((value.double() - expected).abs() > bound).double()
         assert wrong.numel() == 0 or wrong.mean() <= flips, (name, relative_error(value, expected))
-    assert (result.radii - exact.radii).abs().max() <= 1 if exact.radii.numel() else True
+    assert ((result.radii - exact.radii).abs() <= 1 + 1e-6 * exact.radii).all()
     if flips:
         return
     for name in GRADIENT_NAMES:
@@ -265,31 +265,29 @@ def test_strided_inputs():
     assert torch.equal(rasterize(strided, view).image, rasterize(gaussians, view).image)
 
 
+def scene_for_instruction_sets() -> list[Tensor]:
+    """Outputs and gradients of a scene that uses every kernel."""
+    gaussians = cast_gaussians(make_gaussians(300, scale=0.1, sh_degree=2), torch.float32)
+    view = cast_view(make_view(2, 37, 29), torch.float32)
+    return all_tensors(*run_with_gradients(gaussians, view, Settings(antialiased=True, backend="native")))
+
+
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
 def test_every_instruction_set_agrees(instruction_set, tmp_path):
     """The same scene in a process that is held to a smaller instruction set."""
-    script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import torch
-from rasterize_scenes import *
-from dreamkit_kernels.dispatch import native_module
-result, gradients = run_with_gradients(
-    cast_gaussians(make_gaussians(300, scale=0.1, sh_degree=2), torch.float32),
-    cast_view(make_view(2, 37, 29), torch.float32), Settings(antialiased=True))
-tensors = [result.image, result.alpha, result.depth, result.normal] + [g for g in gradients.values() if g is not None]
-torch.save([native_module().instruction_set()] + [tensor.detach() for tensor in tensors], sys.argv[1])
-"""
-    runs = []
-    for wanted in (instruction_set, ""):
-        path = tmp_path / f"{wanted or 'best'}.pt"
-        environment = os.environ | {"DREAMKIT_SIMD": wanted, "OMP_NUM_THREADS": "1"}
-        environment.pop("DREAMKIT_BACKEND", None)
-        subprocess.run([sys.executable, "-c", script, str(path)], check=True, env=environment)
-        runs.append(torch.load(path))
-    assert runs[0][0] in ("baseline", instruction_set)  # a processor without AVX2 stays on the baseline
-    for limited, best in zip(runs[0][1:], runs[1][1:], strict=True):
-        assert relative_error(limited, best) <= 1e-4  # worst seen 2e-6
+    script = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_rasterize_native as tests\n"
+        "from dreamkit_kernels.dispatch import native_module\n"
+        "torch.save([native_module().instruction_set(), *tests.scene_for_instruction_sets()], sys.argv[2])"
+    )
+    path = tmp_path / "results.pt"
+    environment = os.environ | {"DREAMKIT_SIMD": instruction_set, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(path)]
+    subprocess.run(command, check=True, env=environment)
+    used, *limited = torch.load(path)
+    assert used in ("baseline", instruction_set)  # a processor without AVX2 stays on the baseline
+    for value, expected in zip(limited, scene_for_instruction_sets(), strict=True):
+        assert relative_error(value, expected) <= 1e-4  # worst seen 2e-6
 
 
 @settings(max_examples=30)

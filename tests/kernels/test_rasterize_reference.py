@@ -7,10 +7,9 @@ import math
 
 import pytest
 import torch
+from dreamkit_kernels.gaussian_rasterize import Gaussians, Settings, View, rasterize, reference
 from rasterize_scenes import make_gaussians, make_view, relative_error
 from torch import Tensor
-
-from dreamkit_kernels.gaussian_rasterize import Gaussians, Settings, View, rasterize, reference
 
 ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN = 0.999, 1 / 255, 1e-4
 
@@ -21,8 +20,8 @@ ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN = 0.999, 1 / 255, 1e-4
      (3, 2, False, True), (3, 3, True, False)],
 )  # fmt: skip
 def test_gradients_equal_finite_differences(channels, sh_degree, antialiased, batched_background):
-    gaussians = make_gaussians(5, scale=0.3, channels=channels, sh_degree=sh_degree, seed=3)
-    view = make_view(2, 6, 5)
+    gaussians = make_gaussians(4, scale=0.3, channels=channels, sh_degree=sh_degree, seed=3)
+    view = make_view(2, 5, 4)
     background = torch.rand(*([2] if batched_background else []), channels, dtype=torch.float64)
     settings = Settings(antialiased=antialiased, tile_size=4)
 
@@ -81,7 +80,7 @@ def naive_composite(
     projection: reference.Projection, features: Tensor, width: int, height: int
 ) -> tuple[Tensor, Tensor]:
     """One pixel and one Gaussian after the other, as the formula reads."""
-    views, count = projection.depths.shape
+    views = projection.depths.shape[0]
     image = torch.zeros(views, height, width, features.shape[-1], dtype=features.dtype)
     rest = torch.ones(views, height, width, dtype=features.dtype)
     for view in range(views):
@@ -199,9 +198,7 @@ def test_gradient_of_means2d_is_per_pixel():
         intrinsics = view.intrinsics.clone()
         intrinsics[:, 0, 2] += shift
         leaf = gaussians.means.clone().requires_grad_(keep)
-        result = rasterize(
-            dataclasses.replace(gaussians, means=leaf), dataclasses.replace(view, intrinsics=intrinsics)
-        )
+        result = rasterize(dataclasses.replace(gaussians, means=leaf), dataclasses.replace(view, intrinsics=intrinsics))
         return result.image.square().sum(), result.means2d
 
     value, means2d = loss(0.0, keep=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dreamkit.config import Schedule
 from dreamkit.diffusion.condition import Condition
 from dreamkit.diffusion.guidance import GuidedPrediction
 from dreamkit.diffusion.schedule import NoiseSchedule
@@ -113,7 +114,7 @@ class TestStep:
         assert float((colours.detach() - torch.tensor([0.9, 0.1, 0.2])).abs().max()) < 0.2
 
     def test_what_it_reports(self) -> None:
-        run = trainer(gaussians=GaussianConfig(count=150, sparsity_weight=0.1))  # type: ignore[arg-type]
+        run = trainer(gaussians=GaussianConfig(count=150, sparsity_weight=Schedule.constant(0.1)))
         result = run.step()
         assert {"loss", "t", "guidance", "grad_rms", "gaussians", "sparsity"} <= set(result.metrics)
         assert all(isinstance(value, float) and value == value for value in result.metrics.values())
@@ -129,7 +130,8 @@ class TestStep:
         torch.testing.assert_close(target, torch.tensor([0.9, 0.1, 0.2])[:, None, None].expand(3, SIZE, SIZE))
 
     def test_the_regularisers_count(self) -> None:
-        plain, pressed = trainer(), trainer(gaussians=GaussianConfig(count=150, initial_opacity=0.5, sparsity_weight=1e4))  # type: ignore[arg-type]  # fmt: skip # noqa: E501
+        sparse = GaussianConfig(count=150, initial_opacity=0.5, sparsity_weight=Schedule.constant(1e4))
+        plain, pressed = trainer(), trainer(gaussians=sparse)
         for _ in range(4):
             plain.step()
             pressed.step()
@@ -143,7 +145,7 @@ class TestStep:
         assert len(run.scene) == counts[-1]
 
     def test_learning_rates_follow_their_schedules(self) -> None:
-        run = trainer(gaussians=GaussianConfig(count=20, means_rate=[0, 0.1, 0.01, 1, "exponential"]))  # type: ignore[arg-type]
+        run = trainer(gaussians=GaussianConfig(count=20, means_rate=Schedule(0.0, 0.1, 0.01, 1.0, "exponential")))
         rates = []
         for _ in range(4):
             run.step()

@@ -61,7 +61,9 @@ class TestRoundTrip:
     @pytest.mark.parametrize("name", PRESETS)
     @pytest.mark.parametrize("embedded", [True, False])
     def test_presets_through_a_run_folder(self, tmp_path: Path, name: str, embedded: bool) -> None:
-        settings = replace(preset(name, embedded), prompt="a red mug: {yes}, ${oc.env:HOME} \N{SNOWMAN}", seed=2**63 - 1)
+        settings = replace(
+            preset(name, embedded), prompt="a red mug: {yes}, ${oc.env:HOME} \N{SNOWMAN}", seed=2**63 - 1
+        )
         run = Run.create(tmp_path, "a-red-mug", "sds", settings)
         opened = settings_from_config(Run.open(run.path).config)
         assert opened == settings
