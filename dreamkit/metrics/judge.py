@@ -128,6 +128,7 @@ def save_judge(network: JudgeNetwork, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.half().contiguous() for name, value in network.state_dict().items()}
     save_file(state, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner can read
     config = {"width": network.stages[0].out_channels, "embedding": network.image_head.out_features}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

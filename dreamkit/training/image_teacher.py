@@ -270,6 +270,8 @@ class ImageTeacherTrainer:
         self.networks.to(torch.float16)
         self.networks.denoiser.save_pretrained(folder / "denoiser")
         self.networks.text_encoder.save_pretrained(folder / "text_encoder")
+        for file in folder.rglob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes files that only their owner can read
         self.networks.to(torch.float32)
         with torch.no_grad():
             for name, parameter in self.networks.named_parameters():

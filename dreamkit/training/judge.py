@@ -107,7 +107,7 @@ def train_judge(
             optimizer.param_groups[0]["lr"] = options.lr * factor
             optimizer.step()
             optimizer.zero_grad()
-        report(step + 1, {"loss": float(loss)})
+        report(step + 1, {"loss": float(loss.detach())})
     folder = options.out / "judge"
     save_judge(network, folder)
     return folder, measure_judge(Judge(network), options)

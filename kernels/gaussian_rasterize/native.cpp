@@ -219,11 +219,12 @@ template <class T>
 struct IsMaybe<std::optional<T>> : std::true_type {};
 
 template <class T>
-nb::arg argument() {
-  nb::arg result;
-  result.noconvert();
-  if (IsMaybe<std::decay_t<T>>::value) result.none();
-  return result;
+auto argument() {
+  if constexpr (IsMaybe<std::decay_t<T>>::value) {
+    return nb::arg().noconvert().none();
+  } else {
+    return nb::arg().noconvert();
+  }
 }
 
 // Arguments are positional and never converted: a copy of an output array would swallow the results.

@@ -9,6 +9,7 @@ namespace DREAMKIT_ISA {
 
 typedef float Float8 __attribute__((vector_size(32)));
 typedef int32_t Int8 __attribute__((vector_size(32)));
+typedef uint32_t UInt8 __attribute__((vector_size(32)));
 
 DREAMKIT_INLINE Float8 load(const float* source) {
   Float8 value;
@@ -68,7 +69,7 @@ DREAMKIT_INLINE Float8 exp2(Float8 x) {
   p = p * fraction + splat(2.402264791363012e-1f);
   p = p * fraction + splat(6.931472028550421e-1f);
   p = p * fraction + splat(1.0f);
-  return (Float8)((Int8)p + ((Int8)shifted << 23));
+  return (Float8)((UInt8)p + ((UInt8)shifted << 23));  // unsigned: garbage lanes may wrap
 }
 
 // log2(x) for normal positive x, to about 1e-7; other lanes hold garbage and must be masked.

@@ -32,8 +32,8 @@ OUTPUTS = ("image", "alpha", "depth", "normal", "means2d", "depths")
 VALUE_TOLERANCE = 2e-4
 """Fraction of the largest value (at least 1). Worst seen over 600 random scenes like those here: 5.3e-5 (depth)."""
 GRADIENT_TOLERANCE = 1e-3
-"""Fraction of the largest gradient (at least 1). Worst seen there: 2.0e-4 (means2d). Three of the 600 scenes had a pixel
-at a threshold, where an alpha of 1/255 comes or goes."""
+"""Fraction of the largest gradient (at least 1). Worst seen there: 2.0e-4 (means2d). Three of the 600 scenes had a
+pixel at a threshold, where an alpha of 1/255 comes or goes."""
 
 
 def compare(gaussians: Gaussians, view: View, options: Settings, *, flips: float = 0.0) -> None:

@@ -109,6 +109,7 @@ class TestFile:
         save_judge(load_judge(folder).network, tmp_path / "again")
         for name in ("config.json", "model.safetensors"):
             assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+        assert (folder / "model.safetensors").stat().st_mode & 0o444 == 0o444  # read by others than its builder
 
     def test_the_default_size_fits_in_8_mb(self) -> None:
         assert 2 * sum(parameter.numel() for parameter in JudgeNetwork().parameters()) < 7.9e6

@@ -1,34 +1,38 @@
 """What every registered objective must keep, whatever its mathematics: run on a tiny teacher of each kind."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from dreamkit.diffusion.loading import load_teacher
-from dreamkit.objectives import ObjectiveContext, objective_class, objective_names
+from dreamkit.diffusion.teacher import Teacher
+from dreamkit.objectives import Objective, ObjectiveContext, objective_class, objective_names
 
 KINDS = ("toyworld", "sd15", "sd21")
 BATCH = 3
 
 
 @pytest.fixture(scope="module")
-def teachers(checkpoint):
+def teachers(checkpoint: Callable[[str], Path]) -> dict[str, Teacher]:
     """One tiny teacher of each kind."""
     return {kind: load_teacher(str(checkpoint(kind)), "cpu") for kind in KINDS}
 
 
 @pytest.fixture(params=KINDS)
-def teacher(request, teachers):
+def teacher(request: pytest.FixtureRequest, teachers: dict[str, Teacher]) -> Teacher:
     return teachers[request.param]
 
 
 @pytest.fixture(params=objective_names())
-def objective(request):
+def objective(request: pytest.FixtureRequest) -> Objective:
     return objective_class(request.param)()
 
 
-def context(teacher, seed=0, step=3):
+def context(teacher: Teacher, seed: int = 0, step: int = 3) -> ObjectiveContext:
     return ObjectiveContext(
         teacher=teacher,
         positive=teacher.encode_prompt(["a red mug, front view", "a red mug, side view", "a red mug"]),
@@ -40,11 +44,11 @@ def context(teacher, seed=0, step=3):
     )
 
 
-def samples(teacher, seed=5):
+def samples(teacher: Teacher, seed: int = 5) -> Tensor:
     return torch.randn(BATCH, *teacher.sample_shape, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
 
 
-def test_shape_dtype_and_finiteness(objective, teacher):
+def test_shape_dtype_and_finiteness(objective: Objective, teacher: Teacher) -> None:
     x = samples(teacher)
     result = objective(x, context(teacher))
     for tensor in (result.grad, result.target):
@@ -55,20 +59,20 @@ def test_shape_dtype_and_finiteness(objective, teacher):
     assert all(isinstance(value, float) for value in result.diagnostics.values())
 
 
-def test_same_seed_same_bytes(objective, teacher):
+def test_same_seed_same_bytes(objective: Objective, teacher: Teacher) -> None:
     x = samples(teacher)
     one, two, other = (objective(x, context(teacher, seed)).grad for seed in (0, 0, 1))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
 
 
-def test_it_leaves_the_global_generator_alone(objective, teacher):
+def test_it_leaves_the_global_generator_alone(objective: Objective, teacher: Teacher) -> None:
     before = torch.random.get_rng_state()
     objective(samples(teacher), context(teacher))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_no_graph_and_no_gradient_in_the_teacher(objective, teacher):
+def test_no_graph_and_no_gradient_in_the_teacher(objective: Objective, teacher: Teacher) -> None:
     x = samples(teacher).requires_grad_()
     result = objective(x * 1.0, context(teacher))
     assert not result.grad.requires_grad
@@ -77,7 +81,7 @@ def test_no_graph_and_no_gradient_in_the_teacher(objective, teacher):
     assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
 
 
-def test_it_changes_neither_x_nor_the_conditions(objective, teacher):
+def test_it_changes_neither_x_nor_the_conditions(objective: Objective, teacher: Teacher) -> None:
     x, given = samples(teacher), context(teacher)
     kept = x.clone(), given.positive.embeddings.clone()
     objective(x, given)
@@ -85,7 +89,7 @@ def test_it_changes_neither_x_nor_the_conditions(objective, teacher):
     assert torch.equal(given.positive.embeddings, kept[1])
 
 
-def test_rows_do_not_see_one_another(objective, teacher):
+def test_rows_do_not_see_one_another(objective: Objective, teacher: Teacher) -> None:
     """Another picture in the last view leaves the gradients of the other views as they were."""
     x = samples(teacher)
     changed = torch.cat([x[:-1], samples(teacher, seed=9)[-1:]])
@@ -95,14 +99,14 @@ def test_rows_do_not_see_one_another(objective, teacher):
     assert not torch.allclose(one[-1], two[-1])
 
 
-def test_one_view_is_a_batch_too(objective, teacher):
+def test_one_view_is_a_batch_too(objective: Objective, teacher: Teacher) -> None:
     given = context(teacher)
     camera = None if given.camera is None else given.camera[:1]
     result = objective(samples(teacher)[:1], dataclasses.replace(given, positive=given.positive[0], camera=camera))
     assert result.grad.shape == (1, *teacher.sample_shape)
 
 
-def test_the_prompt_matters(objective, teacher):
+def test_the_prompt_matters(objective: Objective, teacher: Teacher) -> None:
     given = context(teacher)
     other = dataclasses.replace(
         given,
@@ -113,7 +117,6 @@ def test_the_prompt_matters(objective, teacher):
     assert not torch.equal(objective(x, given).grad, objective(x, other).grad)
 
 
-def test_its_options_are_documented(objective):
+def test_its_options_are_documented(objective: Objective) -> None:
     assert dataclasses.is_dataclass(objective)
-    assert type(objective).__doc__
-    assert "arXiv" in type(objective).__doc__
+    assert "arXiv" in (type(objective).__doc__ or "")

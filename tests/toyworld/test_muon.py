@@ -131,7 +131,15 @@ class TestStep:
             optimizer.step()
         assert torch.equal(one, two)
 
-    @pytest.mark.parametrize("shape", [(3,), (), (2, 3, 4), (8, 4, 3, 3)], ids=str)
-    def test_only_matrices(self, shape: tuple[int, ...]) -> None:
+    def test_a_convolution_is_the_matrix_of_its_flattened_filters(self) -> None:
+        kernel, matrix = nn.Parameter(torch.zeros(6, 2, 3, 3)), nn.Parameter(torch.zeros(6, 18))
+        gradient = matrices((6, 18), 1)[0]
+        kernel.grad, matrix.grad = gradient.reshape(6, 2, 3, 3).clone(), gradient
+        for parameter in (kernel, matrix):
+            Muon([parameter], lr=0.01).step()
+        torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach())
+
+    @pytest.mark.parametrize("shape", [(3,), ()], ids=str)
+    def test_no_vectors(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match="matrices"):
-            Muon([nn.Parameter(torch.zeros(shape))])
+            Muon([nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.zeros(shape))])

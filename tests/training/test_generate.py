@@ -384,53 +384,6 @@ class TestOtherCommands:
             generate.resume(str(finished.run))
 
 
-class TestSettingsFor:
-    def test_options_over_the_preset(self) -> None:
-        given = GenerateOptions(" a  red\tmug ", negative=" blue ", guidance=3.0, views=5, seed=9)
-        settings = generate.settings_for(given)
-        base = preset("draft")
-        assert settings.prompt == "a red mug"
-        assert settings.negative == "blue"
-        assert settings.objective_options["guidance"] == 3.0
-        assert (settings.views, settings.seed) == (5, 9)
-        assert (settings.steps, settings.resolution) == (base.steps, base.resolution)
-
-    def test_a_larger_teacher_has_its_own_preset(self) -> None:
-        larger = generate.settings_for(GenerateOptions("a dragon", teacher="someone/model", preset="high"))
-        assert larger.resolution == preset("high", embedded=False).resolution
-        assert larger.teacher == "someone/model"
-        assert larger.preset == "high"
-
-    @pytest.mark.parametrize(
-        ("change", "error"),
-        [
-            ({"prompt": ""}, PromptError),
-            ({"prompt": "   \n"}, PromptError),
-            ({"prompt": "mug " * 2500}, PromptError),
-            ({"prompt": "a red\x00mug"}, PromptError),
-            ({"negative": "a\x1bb"}, PromptError),
-            ({"steps": 0}, ConfigError),
-            ({"steps": -3}, ConfigError),
-            ({"views": 0}, ConfigError),
-            ({"resolution": -64}, ConfigError),
-            ({"seed": -1}, ConfigError),
-            ({"guidance": -1.0}, ConfigError),
-            ({"guidance": float("nan")}, ConfigError),
-            ({"guidance": float("inf")}, ConfigError),
-            ({"preset": "best"}, ConfigError),
-            ({"objective": "sdz"}, ConfigError),
-            ({"scene": "nerf"}, ConfigError),
-        ],
-        ids=str,
-    )
-    def test_bad_options_leave_nothing_behind(
-        self, tmp_path: Path, change: dict[str, Any], error: type[DreamkitError]
-    ) -> None:
-        with pytest.raises(error):
-            generate.generate(GenerateOptions(**{"prompt": "a red mug", "out": str(tmp_path / "out")} | change))
-        assert list(tmp_path.iterdir()) == []
-
-
 class TestBadInput:
     def test_unknown_words_are_warned_of(self, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
         result = make(checkpoint, tmp_path, prompt="a red muug")
