@@ -23,10 +23,12 @@ class OptionalBuild(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            if len(reason) > 120:  # a whole compiler command
+                reason = f"{reason[:50]} ... {reason[-60:]}"
             print(
-                f"dreamkit: the native kernels were NOT built ({lines[-1]}), the slower torch reference will be "
-                "used. Install a C++17 compiler (g++ or clang++) and install again to get them.",
+                f"dreamkit: the native kernels were NOT built ({reason}), the slower torch reference will be used. "
+                "Install a C++17 compiler (g++ or clang++) and install again to get them.",
                 file=sys.stderr,
             )
 

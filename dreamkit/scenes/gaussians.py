@@ -17,7 +17,7 @@ from dreamkit.errors import CheckpointError
 from dreamkit.scenes import initialisation, regularisers
 from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.gaussian_config import GaussianConfig
-from dreamkit.scenes.rendering import Rendering, background_colors, expand_background
+from dreamkit.scenes.rendering import Rendering, background_colors, check_backend, expand_background
 
 __all__ = ["SH_C0", "GaussianConfig", "GaussianScene", "Rendering", "color_parameters"]
 
@@ -48,6 +48,7 @@ class GaussianScene:
     """
 
     def __init__(self, state: Mapping[str, Tensor], config: GaussianConfig | None = None) -> None:
+        check_backend()
         self.config = config if config is not None else GaussianConfig(sh_degree=_sh_degree(state))
         self.optimizers: dict[str, torch.optim.Adam] = {}
         self._parameters: dict[str, nn.Parameter] = {}

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from dreamkit.errors import ConfigError, SceneError
+from dreamkit.errors import BackendError, ConfigError, SceneError
 from dreamkit.scenes.cameras import Camera
 
 BackgroundMode = Literal["black", "white", "gray", "neutral", "random"]
@@ -42,6 +42,20 @@ class Scene(Protocol):
     def render(self, cameras: Camera, background: Tensor | None = None) -> Rendering:
         """Render from B cameras over [3] or [B, 3] background colours."""
         ...
+
+
+def check_backend() -> None:
+    """Make sure that the kernel backend the user asked for (DREAMKIT_BACKEND) exists on this machine.
+
+    Raises:
+        BackendError: an unknown backend, or one that is not available, with the reason.
+    """
+    from dreamkit_kernels.dispatch import choose_backend
+
+    try:
+        choose_backend("gaussian_rasterize", None, torch.zeros(0))
+    except (ValueError, RuntimeError) as error:
+        raise BackendError(str(error), "Unset DREAMKIT_BACKEND, or see `dreamkit doctor`.") from error
 
 
 def background_colors(

@@ -12,7 +12,7 @@ import torch
 from dreamkit.diffusion.loading import load_teacher
 from dreamkit.diffusion.prompts import check_prompt, clean_prompt, slug
 from dreamkit.diffusion.teacher import Teacher
-from dreamkit.errors import CheckpointError, ConfigError, SceneError
+from dreamkit.errors import CheckpointError, ConfigError, SceneError, TeacherError
 from dreamkit.files import write_error
 from dreamkit.objectives import objective_class
 from dreamkit.runs import Run, RunInterrupted
@@ -74,8 +74,12 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def settings_for(options: GenerateOptions) -> SceneSettings:
+def settings_for(options: GenerateOptions, toy: bool | None = None) -> SceneSettings:
     """The preset with the options over it, everything checked.
+
+    Args:
+        options: what was asked for.
+        toy: whether the teacher is one of the toy world; by default, whether it is the embedded one.
 
     Raises:
         DreamkitError: a bad prompt, an unknown name, a value out of range.
@@ -86,7 +90,7 @@ def settings_for(options: GenerateOptions) -> SceneSettings:
     if options.guidance is not None and not 0 <= options.guidance < float("inf"):
         raise ConfigError(f"guidance is {options.guidance}.", "Use a number >= 0; 1 is no guidance.")
     named = asdict(options) | {"prompt": prompt, "negative": negative}
-    base = preset(named.pop("preset"), embedded=options.teacher == EMBEDDED)
+    base = preset(named.pop("preset"), options.objective, options.teacher == EMBEDDED if toy is None else toy)
     named.pop("out")
     settings = with_overrides(base, **named)
     make_objective(settings)
@@ -109,6 +113,7 @@ def generate(options: GenerateOptions, callbacks: Sequence[Callback] = ()) -> Ge
     listeners = CallbackList(callbacks)
     listeners.on_stage("loading the teacher", None)
     teacher = load_teacher(settings.teacher, settings.device)
+    settings = settings_for(options, toy=teacher.supports_camera)
     warnings = check_prompt(teacher, settings.prompt)
     run = Run.create(options.out, slug(settings.prompt), settings.objective, settings)
     with run.lock():
@@ -132,7 +137,7 @@ def resume(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outpu
         settings = settings_from_config(run.config)
         CallbackList(callbacks).on_stage("loading the teacher", None)
         teacher = load_teacher(settings.teacher, settings.device)
-        return _run(run, settings, teacher, callbacks, [], started)
+        return _run(run, settings, teacher, callbacks, check_prompt(teacher, settings.prompt), started)
 
 
 def _run(
@@ -157,7 +162,7 @@ def _run(
     listeners.on_stage("exporting", None)
     exports = _export(trainer.scene, run, warnings, listeners)
     listeners.on_stage("scoring", None)
-    scores = score_scene(trainer.scene, settings.prompt)
+    scores = _score(trainer.scene, settings.prompt, warnings, listeners)
     result = GenerateResult(
         run.path, exports, time.perf_counter() - started, settings.steps, peak_rss_mb(), scores, warnings
     )
@@ -171,9 +176,22 @@ def _export(scene: GaussianScene, run: Run, warnings: list[str], listeners: Call
     try:
         exports["glb"] = export_format(scene, run.exports, "glb")
     except SceneError as error:
-        warnings.append(f"No mesh was written: {error}")
-        listeners.on_message("warning", warnings[-1])
+        _warn(f"No mesh was written: {error}", warnings, listeners)
     return exports
+
+
+def _score(scene: GaussianScene, prompt: str, warnings: list[str], listeners: Callback) -> dict[str, float | None]:
+    """Scores by the judge; without a judge the asset is still there, with a warning."""
+    try:
+        return score_scene(scene, prompt)
+    except TeacherError as error:
+        _warn(f"The asset was not scored: {error}", warnings, listeners)
+        return {}
+
+
+def _warn(text: str, warnings: list[str], listeners: Callback) -> None:
+    warnings.append(text)
+    listeners.on_message("warning", text)
 
 
 def _restore(trainer: SceneTrainer, run: Run) -> list[str]:
@@ -206,14 +224,20 @@ def _optimise(trainer: SceneTrainer, run: Run, listeners: Callback) -> None:
                 raise RunInterrupted(run.path, done)
 
 
-def load_scene(run: Run) -> GaussianScene:
+def load_scene(run: Run, listeners: Callback | None = None) -> GaussianScene:
     """The scene of a run's last good checkpoint.
+
+    Args:
+        run: the run.
+        listeners: told of checkpoints that were passed over.
 
     Raises:
         DreamkitError: the run has no checkpoint, or is of another kind.
     """
     settings = settings_from_config(run.config)
-    checkpoint, _ = load_latest(run)
+    checkpoint, warnings = load_latest(run)
+    for warning in warnings:
+        (listeners or LogWriter(run.log_file)).on_message("warning", warning)
     state = {name.removeprefix("scene/"): t for name, t in checkpoint.tensors.items() if name.startswith("scene/")}
     if not state:
         raise CheckpointError(f"The checkpoint of {run.path} holds no scene.", "Is it of another kind of run?")
@@ -223,7 +247,8 @@ def load_scene(run: Run) -> GaussianScene:
 def render(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outputs") -> dict[str, Path]:
     """Render a run again from its last checkpoint; returns name -> file."""
     run = Run.open(path, out_root)
-    return render_scene(load_scene(run), run.renders, CallbackList(callbacks))
+    listeners = CallbackList(callbacks)
+    return render_scene(load_scene(run, listeners), run.renders, listeners)
 
 
 def export(path: str, kind: str, out_root: str = "outputs") -> Path:

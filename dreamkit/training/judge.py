@@ -26,7 +26,7 @@ class JudgeOptions:
 
     out: Path = Path("outputs/teachers/judge")
     """Folder of the training run."""
-    steps: int = 1500
+    steps: int = 2200
     """Optimiser steps."""
     batch: int = 64
     """Pictures a step."""
@@ -100,7 +100,7 @@ def train_judge(
         logits, view_logits = network(disturb(batch.images, generator), captions)
         loss = functional.cross_entropy(logits, label)
         if bool(fronted.any()):  # the mean over nothing would be NaN
-            loss = loss + 0.5 * functional.cross_entropy(view_logits[fronted], view[fronted])
+            loss = loss + functional.cross_entropy(view_logits[fronted], view[fronted])
         factor = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
         loss.backward()
         for optimizer in optimizers:

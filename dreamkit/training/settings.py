@@ -1,7 +1,7 @@
 """Everything that decides a text-to-3D run, as one frozen dataclass that a run folder keeps; and the presets."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
@@ -104,45 +104,48 @@ def _is_of(value: Any, hint: Any) -> bool:
     return not (hint in (bool, int, str) or is_dataclass(hint)) or isinstance(value, hint)
 
 
-_EMBEDDED_SDS: dict[str, Any] = {
-    "guidance": 6.0,
-    "weighting": "sigma_ratio",
-    "timesteps": {"level": [0.0, 0.98, 0.10, 1.0], "jitter": 0.04},
+_TOY_OPTIONS: dict[str, dict[str, Any]] = {
+    # Noise falls from nearly all to a little; residual x - x0.
+    "sds": {
+        "guidance": 6.0,
+        "weighting": "sigma_ratio",
+        "timesteps": {"level": [0.0, 0.98, 0.10, 1.0], "jitter": 0.04},
+    },
 }
-"""SDS for the embedded pixel teacher: noise falls from nearly all to a little, residual x - x0."""
-
-_GENERAL_SDS: dict[str, Any] = {
-    "guidance": 50.0,
-    "weighting": "sigma_squared",
-    "timesteps": {"level": [0.0, 0.90, 0.30, 1.0], "jitter": 0.10},
+_GENERAL_OPTIONS: dict[str, dict[str, Any]] = {
+    # High guidance, and never close to t = 0, where a latent teacher's gradients are noise.
+    "sds": {
+        "guidance": 50.0,
+        "weighting": "sigma_squared",
+        "timesteps": {"level": [0.0, 0.90, 0.30, 1.0], "jitter": 0.10},
+    },
 }
-"""SDS for a large latent teacher (Stable Diffusion): high guidance, never close to t = 0."""
+"""Objective -> options; an objective without an entry runs with its own defaults."""
 
 
-def _draft(embedded: bool) -> SceneSettings:
-    return SceneSettings(
+def preset(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
+    """Settings by name, for a teacher of the toy world or for a larger one.
+
+    Args:
+        name: `draft`, `standard` or `high`.
+        objective: registered name of the objective.
+        toy: whether the teacher is one of the toy world (64x64 pixels, takes a camera); larger ones get larger
+            views, more steps and cameras no higher than people photograph from.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    base = SceneSettings(
         prompt="",
-        objective_options=_EMBEDDED_SDS if embedded else _GENERAL_SDS,
+        objective=objective,
+        objective_options=(_TOY_OPTIONS if toy else _GENERAL_OPTIONS).get(objective, {}),
         gaussians=GaussianConfig(count=2000, background="neutral"),
         density=DensityConfig(max_count=4000),
         steps=250,
         views=4,
         resolution=64,
     )
-
-
-def preset(name: str, embedded: bool = True) -> SceneSettings:
-    """Settings by name, for the embedded teacher or for a larger one.
-
-    Args:
-        name: `draft`, `standard` or `high`.
-        embedded: whether the teacher is the embedded 64x64 one; larger ones get larger views and gentler rates.
-
-    Raises:
-        ConfigError: there is no such preset.
-    """
-    base = _draft(embedded)
-    if not embedded:
+    if not toy:
         base = replace(base, resolution=128, steps=1000, cameras=CameraSampler(elevation_range=(-10.0, 45.0)))
     scaled: dict[str, dict[str, Any]] = {
         "draft": {},
@@ -163,6 +166,3 @@ def with_overrides(settings: SceneSettings, **options: Any) -> SceneSettings:
     if guidance is not None:
         chosen["objective_options"] = {**settings.objective_options, "guidance": guidance}
     return replace(settings, **chosen)
-
-
-__all__ = ["EMBEDDED", "SCENES", "SceneSettings", "asdict", "from_plain", "preset", "with_overrides"]

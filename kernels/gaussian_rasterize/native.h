@@ -1,4 +1,4 @@
-// Shared by the native kernels of gaussian_rasterize: buffers, constants, arguments and the state kept for the backward.
+// Shared by the native kernels of gaussian_rasterize: buffers, constants, arguments, the state kept for the backward.
 #pragma once
 
 #include <cstddef>
@@ -223,7 +223,8 @@ struct CompositeGradients {
 };
 
 CompositeState composite_forward(const CompositeInputs& inputs, const CompositeOutputs& outputs);
-void composite_backward(const CompositeInputs& inputs, const CompositeState& state, const CompositeGradients& gradients);
+void composite_backward(const CompositeInputs& inputs, const CompositeState& state,
+                        const CompositeGradients& gradients);
 
 // Depth order, packing and tile lists of one view, with `threads` threads inside it.
 void bin_view(const CompositeInputs& inputs, int64_t view, int threads, CompositeState& state);

@@ -111,6 +111,27 @@ def _facing_normals(
     return torch.where(away[..., None], -axes, axes)
 
 
+@torch.no_grad()
+def _bounding_radii(
+    means2d: Tensor,  # [B, N, 2]
+    variances: Tensor,  # [B, N, 2] diagonal of cov2d
+    opacities: Tensor,  # [B, N]
+    seen: Tensor,  # [B, N] bool
+    view: View,
+    settings: Settings,
+) -> Tensor:
+    """Half the bounding boxes in whole pixels, [B, N, 2] int32; 0 for what is not seen or culled by size or place.
+
+    alpha >= 1/255 <=> (p - m)^T conic (p - m) <= 2 ln(255 opacity): an ellipse with these half axes.
+    """
+    extent = torch.sqrt(2.0 * torch.log(opacities.clamp_min(ALPHA_MIN) / ALPHA_MIN))
+    radii = torch.ceil(extent[..., None] * torch.sqrt(variances))
+    size = radii.new_tensor([view.width, view.height])
+    seen = seen & (opacities >= ALPHA_MIN) & (radii > settings.radius_clip).any(dim=-1)
+    seen = seen & ((means2d + radii > 0) & (means2d - radii < size)).all(dim=-1)
+    return torch.where(seen[..., None], radii.clamp(min=1, max=1e9), 0).to(torch.int32)
+
+
 def project(
     gaussians: Gaussians,
     view: View,
@@ -160,14 +181,8 @@ def project(
         ratio = determinant_sharp / determinant
         seen = seen & (ratio > 1e-12)  # the square root has no slope at zero
         opacities = opacities * torch.sqrt(torch.where(seen, ratio, 1.0))
-    with torch.no_grad():
-        # alpha >= 1/255 <=> (p - m)^T conic (p - m) <= 2 ln(255 opacity): an ellipse with this bounding box.
-        extent = torch.sqrt(2.0 * torch.log(opacities.clamp_min(ALPHA_MIN) / ALPHA_MIN))
-        radii = torch.ceil(extent[..., None] * torch.sqrt(torch.stack([xx, yy], dim=-1)))
-        size = radii.new_tensor([view.width, view.height])
-        seen = seen & (opacities >= ALPHA_MIN) & (radii > settings.radius_clip).any(dim=-1)
-        seen = seen & ((means2d + radii > 0) & (means2d - radii < size)).all(dim=-1)
-        radii = torch.where(seen[..., None], radii.clamp(min=1, max=1e9), 0).to(torch.int32)
+    radii = _bounding_radii(means2d, torch.stack([xx, yy], dim=-1), opacities, seen, view, settings)
+    seen = (radii > 0).all(dim=-1)
     normals = _facing_normals(rotations, gaussians.scales, gaussians.means, camera_centers(view.view_matrices))
     visible = seen[..., None]
     return Projection(

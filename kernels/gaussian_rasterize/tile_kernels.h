@@ -1,4 +1,4 @@
-// The inner loops of compositing, compiled once per instruction set (see instruction_sets.h). Included by composite.cpp.
+// The inner loops of compositing, compiled once per instruction set (see instruction_sets.h).
 #include "simd.h"
 
 namespace dreamkit {
@@ -84,7 +84,7 @@ void forward_tile(ForwardTile& t) {
     const float x = s.x - tile_x, y = s.y - tile_y;
     const Span span = make_span(s, x, y);
     const int32_t index = static_cast<int32_t>(position - begin);
-    const bool wide = span.groups > 1;
+    const bool wide = span.groups > 1;  // only then are empty groups common enough for a test to pay
     for (int group = 0; group < span.groups; ++group) {
       const int column = span.column + group * LANES;
       const Float8 dx = column_centers(column) - splat(x);
@@ -149,7 +149,7 @@ void backward_tile(const BackwardTile& t) {
     const Span span = make_span(s, x, y);
     const Int8 index = splat(static_cast<int32_t>(position - begin));
     for (int i = 0; i < rows_of_sums; ++i) sums[i] = zero;
-    const bool wide = span.groups > 1;
+    const bool wide = span.groups > 1;  // only then are empty groups common enough for a test to pay
     for (int group = 0; group < span.groups; ++group) {
       const int column = span.column + group * LANES;
       const Float8 dx = column_centers(column) - splat(x);

@@ -42,7 +42,7 @@ class Gaussians:
 
 @dataclass(frozen=True)
 class View:
-    """B perspective cameras that share an image size. A frozen bundle of tensors like those of `Gaussians`."""
+    """B perspective cameras that share an image size and clipping planes; tensors like those of `Gaussians`."""
 
     view_matrices: Tensor  # [B, 4, 4]
     """World to camera, rigid, OpenCV axes (x right, y down, z forward). Receives gradients (pose)."""

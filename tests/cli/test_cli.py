@@ -19,6 +19,7 @@ from dreamkit.cli.main import COMMANDS, main
 from dreamkit.errors import TeacherError
 from dreamkit.runs import Run, RunInterrupted
 from dreamkit.training import generate as jobs_module
+from dreamkit.training.deliver import FORMATS as DELIVERED_FORMATS
 from dreamkit.training.settings import preset
 
 RESULT = jobs_module.GenerateResult(
@@ -255,7 +256,7 @@ def test_an_unknown_export_format(jobs: Jobs, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_quick_checks_know_what_the_jobs_know() -> None:
-    assert FORMATS == jobs_module.FORMATS
+    assert FORMATS == DELIVERED_FORMATS
     assert [preset(name).preset for name in PRESETS] == list(PRESETS)
 
 

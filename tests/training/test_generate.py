@@ -51,8 +51,8 @@ def small_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Presets of a few hundred Gaussians, opaque from the start, so that there is a surface."""
 
-    def small(name: str, embedded: bool = True) -> SceneSettings:
-        base = preset(name, embedded)
+    def small(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
+        base = preset(name, objective, toy)
         density = replace(base.density, start=0.0, stop=1.0, interval=2, max_count=400, min_count=50)
         return replace(
             base, gaussians=replace(base.gaussians, count=300, initial_opacity=0.95), density=density, resolution=16
@@ -204,8 +204,8 @@ class TestEveryKindOfTeacher:
     def test_a_fog_without_a_surface_keeps_its_splat_and_says_so(
         self, checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def thin(name: str, embedded: bool = True) -> SceneSettings:
-            base = preset(name, embedded)
+        def thin(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
+            base = preset(name, objective, toy)
             return replace(base, gaussians=replace(base.gaussians, count=50, initial_opacity=0.03), resolution=16)
 
         monkeypatch.setattr(generate, "preset", thin)
@@ -331,8 +331,8 @@ class TestRepetition:
     ) -> None:
         smaller = vars(generate)["preset"]
 
-        def often(name: str, embedded: bool = True) -> SceneSettings:
-            return replace(smaller(name, embedded), checkpoint_every=2)
+        def often(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
+            return replace(smaller(name, objective, toy), checkpoint_every=2)
 
         monkeypatch.setattr(generate, "preset", often)
         run = make(checkpoint, tmp_path, steps=5).run

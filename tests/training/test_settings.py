@@ -64,7 +64,7 @@ class TestRoundTrip:
     @pytest.mark.parametrize("embedded", [True, False])
     def test_presets_through_a_run_folder(self, tmp_path: Path, name: str, embedded: bool) -> None:
         settings = replace(
-            preset(name, embedded), prompt="a red mug: {yes}, ${oc.env:HOME} \N{SNOWMAN}", seed=2**63 - 1
+            preset(name, toy=embedded), prompt="a red mug: {yes}, ${oc.env:HOME} \N{SNOWMAN}", seed=2**63 - 1
         )
         run = Run.create(tmp_path, "a-red-mug", "sds", settings)
         opened = settings_from_config(Run.open(run.path).config)
@@ -155,17 +155,17 @@ class TestBadConfigurations:
 class TestPresets:
     def test_each_takes_longer_than_the_one_before(self) -> None:
         for embedded in (True, False):
-            steps = [preset(name, embedded).steps * preset(name, embedded).views for name in PRESETS]
+            steps = [preset(name, toy=embedded).steps * preset(name, toy=embedded).views for name in PRESETS]
             assert steps == sorted(set(steps))
-            assert [preset(name, embedded).preset for name in PRESETS] == list(PRESETS)
+            assert [preset(name, toy=embedded).preset for name in PRESETS] == list(PRESETS)
 
     def test_a_larger_teacher_sees_larger_pictures(self) -> None:
-        assert preset("draft", embedded=False).resolution > preset("draft", embedded=True).resolution
+        assert preset("draft", toy=False).resolution > preset("draft", toy=True).resolution
 
     @pytest.mark.parametrize("embedded", [True, False])
     def test_their_objective_is_valid(self, embedded: bool) -> None:
         for name in PRESETS:
-            make_objective(preset(name, embedded))
+            make_objective(preset(name, toy=embedded))
 
     def test_an_unknown_one_names_the_nearest(self) -> None:
         with pytest.raises(ConfigError) as caught:
@@ -209,7 +209,7 @@ class TestSettingsFor:
 
     def test_a_larger_teacher_has_its_own_preset(self) -> None:
         larger = generate.settings_for(GenerateOptions("a dragon", teacher="someone/model", preset="high"))
-        assert larger.resolution == preset("high", embedded=False).resolution
+        assert larger.resolution == preset("high", toy=False).resolution
         assert larger.teacher == "someone/model"
         assert larger.preset == "high"
 
