@@ -17,6 +17,7 @@ from dreamkit.files import write_error
 from dreamkit.objectives import objective_class
 from dreamkit.runs import Run, RunInterrupted
 from dreamkit.scenes.gaussians import GaussianScene
+from dreamkit.scenes.rendering import check_backend
 from dreamkit.training.callbacks import Callback, CallbackList, LogWriter, MetricsWriter
 from dreamkit.training.checkpoints import guard_interrupts, list_checkpoints, load_latest, save_checkpoint
 from dreamkit.training.deliver import export_format, render_scene, score_scene
@@ -110,6 +111,7 @@ def generate(options: GenerateOptions, callbacks: Sequence[Callback] = ()) -> Ge
     """
     started = time.perf_counter()
     settings = settings_for(options)
+    check_backend()
     listeners = CallbackList(callbacks)
     listeners.on_stage("loading the teacher", None)
     teacher = load_teacher(settings.teacher, settings.device)
