@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 POSE_DIM = 12  # camera_to_world[:3, :4], row-major
+TEXT_POOLS = 4  # attention-weighted means of the text tokens that modulate every block
 
 
 @dataclass
@@ -192,7 +193,9 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         self.up_blocks = nn.ModuleList(outer() for _ in range(outer_depth))
 
         self.time_embedding = nn.Sequential(nn.Linear(cond_dim, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
-        self.text_projection = nn.Linear(cross_attention_dim, cond_dim)
+        # A caption's few telling words would drown in a plain mean over the padded tokens.
+        self.text_pool = nn.Linear(cross_attention_dim, TEXT_POOLS, bias=False)
+        self.text_projection = nn.Linear(TEXT_POOLS * cross_attention_dim, cond_dim)
         self.camera_embedding: nn.Module | None = None
         if camera_conditioning:
             self.camera_embedding = nn.Sequential(
@@ -204,7 +207,9 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
     def _condition(self, timestep: Tensor, context: Tensor, camera: Tensor | None) -> Tensor:
         """Sum of time, pooled text and camera embeddings, activated: [B, cond_dim]."""
         features = timestep_features(timestep, self.config.cond_dim).to(context.dtype)
-        cond = self.time_embedding(features) + self.text_projection(context.mean(dim=1))
+        weights = self.text_pool(context).softmax(dim=1)
+        pooled = torch.einsum("blp,bld->bpd", weights, context).flatten(1)
+        cond = self.time_embedding(features) + self.text_projection(pooled)
         if self.camera_embedding is not None:
             if camera is None:
                 cond = cond + self.no_camera

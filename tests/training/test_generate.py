@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from dreamkit.errors import (
-    BackendError,
     CheckpointError,
     ConfigError,
     DreamkitError,
