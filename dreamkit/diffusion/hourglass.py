@@ -50,6 +50,17 @@ def timestep_features(timestep: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def grid_features(side: int, dim: int) -> Tensor:
+    """Sinusoidal features of the cells of a square grid, [1, side * side, dim]; rows first."""
+    quarter = dim // 4
+    frequency = torch.exp(-torch.log(torch.tensor(100.0)) * torch.arange(quarter) / quarter)
+    angles = torch.arange(side, dtype=torch.float32)[:, None] * frequency * (16 / side)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    rows = axis[:, None].expand(side, side, -1)
+    columns = axis[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(1, side * side, dim)
+
+
 class Attention(nn.Module):
     """Multi-head attention with RMS-normalised queries and keys (arXiv 2302.05442).
 
@@ -171,8 +182,8 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         patch = 16 * stem_channels
         self.stem = nn.Conv2d(in_channels, stem_channels, 3, padding=1)
         self.patch_in = nn.Linear(patch, outer_dim)
-        self.position_outer = nn.Parameter(torch.randn(1, 4 * side * side, outer_dim) * 0.02)
-        self.position_inner = nn.Parameter(torch.randn(1, side * side, inner_dim) * 0.02)
+        self.position_outer = nn.Parameter(grid_features(2 * side, outer_dim))
+        self.position_inner = nn.Parameter(grid_features(side, inner_dim))
         self.merge = nn.Linear(4 * outer_dim, inner_dim)
         self.split = nn.Linear(inner_dim, 4 * outer_dim)
         self.patch_out = nn.Linear(outer_dim, patch)
@@ -195,11 +206,13 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         self.time_embedding = nn.Sequential(nn.Linear(cond_dim, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
         # A caption's few telling words would drown in a plain mean over the padded tokens.
         self.text_pool = nn.Linear(cross_attention_dim, TEXT_POOLS, bias=False)
-        self.text_projection = nn.Linear(TEXT_POOLS * cross_attention_dim, cond_dim)
+        self.text_projection = nn.Sequential(
+            nn.Linear(TEXT_POOLS * cross_attention_dim, cond_dim), nn.LayerNorm(cond_dim)
+        )
         self.camera_embedding: nn.Module | None = None
         if camera_conditioning:
             self.camera_embedding = nn.Sequential(
-                nn.Linear(POSE_DIM, 2 * cond_dim), nn.SiLU(), nn.Linear(2 * cond_dim, cond_dim)
+                nn.Linear(POSE_DIM, 2 * cond_dim), nn.SiLU(), nn.Linear(2 * cond_dim, cond_dim), nn.LayerNorm(cond_dim)
             )
             # Stands for "no camera given", so that the same network is also a text-only teacher.
             self.no_camera = nn.Parameter(torch.zeros(cond_dim))
