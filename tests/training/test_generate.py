@@ -14,14 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamkit.errors import (
-    CheckpointError,
-    ConfigError,
-    DreamkitError,
-    PromptError,
-    RunError,
-    TeacherError,
-)
+from dreamkit.errors import CheckpointError, ConfigError, DreamkitError, PromptError, RunError, TeacherError
 from dreamkit.files import read_jsonl
 from dreamkit.metrics import judge
 from dreamkit.metrics.judge import Judge, JudgeNetwork
