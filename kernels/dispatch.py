@@ -17,7 +17,12 @@ import torch
 logger = logging.getLogger("dreamkit.kernels")
 
 BACKEND_VARIABLE = "DREAMKIT_BACKEND"
-OPERATIONS: dict[str, tuple[str, ...]] = {"gaussian_rasterize": ("reference", "native")}
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "gaussian_rasterize": ("reference", "native"),
+    "hash_grid": ("reference", "native"),
+    "stream_attention": ("reference", "native"),
+    "volume_render": ("reference", "native"),
+}
 """The backends each operation has."""
 
 
@@ -34,6 +39,9 @@ class BackendStatus:
     """What it is, or why it can't be used and what to do."""
 
 
+_UNAVAILABLE = "backend 'native' is not available: {}."
+
+
 @functools.cache
 def _load_native() -> tuple[ModuleType | None, str]:
     """Import the extension once; returns it, or None and the reason."""
@@ -46,6 +54,13 @@ def _load_native() -> tuple[ModuleType | None, str]:
     return _native, f"C++ ({_native.instruction_set()}, OpenMP), for float32 tensors on the CPU"
 
 
+@torch.compiler.assume_constant_result
+def _native_state() -> tuple[bool, str]:
+    """Whether the extension is there, and what or why not; `torch.compile` takes it as it is while it traces."""
+    module, reason = _load_native()
+    return module is not None, reason
+
+
 def native_module() -> ModuleType:
     """The extension module `dreamkit_kernels._native`.
 
@@ -54,7 +69,7 @@ def native_module() -> ModuleType:
     """
     module, reason = _load_native()
     if module is None:
-        raise RuntimeError(f"backend 'native' is not available: {reason}.")
+        raise RuntimeError(_UNAVAILABLE.format(reason))
     return module
 
 
@@ -90,15 +105,17 @@ def choose_backend(operation: str, argument: str | None, tensor: torch.Tensor) -
     native_takes_it = tensor.device.type == "cpu" and tensor.dtype == torch.float32
     if requested == "native":
         if native_takes_it:
-            native_module()
+            available, reason = _native_state()
+            if not available:
+                raise RuntimeError(_UNAVAILABLE.format(reason))
             return "native"
         if argument is not None:
             raise ValueError(
                 f"backend 'native' takes float32 tensors on the CPU, got {tensor.dtype} on {tensor.device}."
             )
     if requested is None and native_takes_it:
-        module, reason = _load_native()
-        if module is not None:
+        available, reason = _native_state()
+        if available:
             return "native"
         _log_once(f"{operation} runs on the torch reference, which is many times slower: {reason}.")
     elif requested is None and tensor.device.type != "cpu":
@@ -108,9 +125,8 @@ def choose_backend(operation: str, argument: str | None, tensor: torch.Tensor) -
 
 def backend_report() -> list[BackendStatus]:
     """Every backend of every operation, for `dreamkit doctor`."""
-    module, reason = _load_native()
     status = {
         "reference": (True, "torch, any device and floating dtype; the definition"),
-        "native": (module is not None, reason),
+        "native": _native_state(),
     }
     return [BackendStatus(name, operation, *status[name]) for operation, names in OPERATIONS.items() for name in names]

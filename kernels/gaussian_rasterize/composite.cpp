@@ -43,8 +43,8 @@ struct BackwardTile {
 
 }  // namespace dreamkit
 
-#define DREAMKIT_KERNELS "tile_kernels.h"
-#include "instruction_sets.h"
+#define DREAMKIT_KERNELS "gaussian_rasterize/tile_kernels.h"
+#include "../instruction_sets.h"
 
 namespace dreamkit {
 namespace {

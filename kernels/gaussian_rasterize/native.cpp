@@ -1,58 +1,16 @@
-// Python bindings of the native kernels (module dreamkit_kernels._native).
-//
-// The arrays come from native.py, which allocates them; dtype, device and contiguity are checked by the typed ndarrays
-// and shapes here, so that not even a direct caller can reach memory outside an array.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
-
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <type_traits>
-
+// Python bindings of gaussian_rasterize.
 #include "native.h"
 
-namespace nb = nanobind;
+#include "../bindings.h"
 
 namespace dreamkit {
 namespace {
 
-template <class T>
-using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
-using Input = Array<const float>;
-using Output = Array<float>;
 using Radii = Array<const int32_t>;
-template <class A>
-using Maybe = std::optional<A>;
-
-template <class A>
-auto data_of(const A& array, const char* name, std::initializer_list<int64_t> shape) -> decltype(array.data()) {
-  bool matches = array.ndim() == shape.size();
-  size_t axis = 0;
-  for (const int64_t size : shape) {
-    matches = matches && static_cast<int64_t>(array.shape(axis)) == size;
-    ++axis;
-  }
-  if (!matches) throw std::invalid_argument(std::string(name) + " has the wrong shape");
-  return array.data();
-}
-
-template <class A>
-auto data_of(const Maybe<A>& array, const char* name, std::initializer_list<int64_t> shape)
-    -> decltype(array->data()) {
-  return array.has_value() ? data_of(*array, name, shape) : nullptr;
-}
 
 template <class Row, class A>
 auto rows_of(const A& array, const char* name, int64_t views, int64_t count) -> Row* {
   return reinterpret_cast<Row*>(data_of(array, name, {views, count, 8}));
-}
-
-template <class A>
-int64_t size_of(const A& array, size_t axis) {
-  if (axis >= array.ndim()) throw std::invalid_argument("an array has too few dimensions");
-  return static_cast<int64_t>(array.shape(axis));
 }
 
 // Numbers that `project` takes besides tensors, in one tuple: see native.py.
@@ -213,34 +171,9 @@ void bind_composite_backward(const CompositeState& state, const Input& splats, c
   composite_backward(in, state, gradients);
 }
 
-template <class T>
-struct IsMaybe : std::false_type {};
-template <class T>
-struct IsMaybe<std::optional<T>> : std::true_type {};
-
-template <class T>
-auto argument() {
-  if constexpr (IsMaybe<std::decay_t<T>>::value) {
-    return nb::arg().noconvert().none();
-  } else {
-    return nb::arg().noconvert();
-  }
-}
-
-// Arguments are positional and never converted: a copy of an output array would swallow the results.
-template <class Result, class... Arguments>
-void define(nb::module_& module, const char* name, Result (*function)(Arguments...)) {
-  module.def(name, function, argument<Arguments>()...);
-}
-
 }  // namespace
-}  // namespace dreamkit
 
-NB_MODULE(_native, module) {
-  using namespace dreamkit;
-  nb::set_leak_warnings(false);  // an autograd graph alive at exit keeps its state
-  module.doc() = "Native CPU kernels of DreamKit. Called through dreamkit_kernels, which checks the arguments.";
-  module.def("instruction_set", &instruction_set_name, "The SIMD instruction set in use: baseline, avx2 or avx512.");
+void bind_gaussian_rasterize(nb::module_& module) {
   nb::class_<CompositeState>(module, "CompositeState", "Tile lists and transmittances kept for the backward pass.");
   nb::class_<ProjectionOptions>(module, "ProjectionOptions", "Numbers that projection takes besides arrays.")
       .def("__init__",
@@ -255,3 +188,5 @@ NB_MODULE(_native, module) {
   define(module, "composite_forward", &bind_composite_forward);
   define(module, "composite_backward", &bind_composite_backward);
 }
+
+}  // namespace dreamkit

@@ -1,15 +1,9 @@
-// Shared by the native kernels of gaussian_rasterize: buffers, constants, arguments, the state kept for the backward.
+// Shared by the native kernels of gaussian_rasterize: constants, arguments, the state kept for the backward.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <cstdlib>
-#include <exception>
-#include <new>
 #include <vector>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+
+#include "../common.h"
 
 namespace dreamkit {
 
@@ -21,67 +15,8 @@ constexpr float TRANSMITTANCE_MIN = 1e-4f;
 constexpr float MAX_MAGNITUDE = 1e12f;
 constexpr float MAX_RADIUS = 1e9f;
 
-constexpr int LANES = 8;  // floats in a vector
 constexpr int TILE = 16;  // side of a tile, pixels; a multiple of the lanes
 constexpr int TILE_PIXELS = TILE * TILE;
-
-// Uninitialised, cache-line aligned memory. std::vector would clear what is overwritten anyway.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(size_t count) { allocate(count); }
-  Buffer(Buffer&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
-  Buffer& operator=(Buffer&& other) noexcept {
-    if (this != &other) {
-      std::free(data_);
-      data_ = other.data_;
-      other.data_ = nullptr;
-    }
-    return *this;
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data_); }
-
-  void allocate(size_t count) {
-    std::free(data_);
-    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes == 0 ? 64 : bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  T* data() { return data_; }
-  const T* data() const { return data_; }
-  T& operator[](size_t index) { return data_[index]; }
-  const T& operator[](size_t index) const { return data_[index]; }
-
- private:
-  T* data_ = nullptr;
-};
-
-inline int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
-// Runs body(i) for i in [0, count) on `threads` threads; an exception in a thread is rethrown here.
-template <class Body>
-void parallel_for(int64_t count, int threads, Body body) {
-  std::exception_ptr failure;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) {
-    try {
-      body(i);
-    } catch (...) {
-#pragma omp critical(dreamkit_failure)
-      failure = std::current_exception();
-    }
-  }
-  if (failure) std::rethrow_exception(failure);
-}
 
 // One Gaussian in one view, in the form the compositing loops want. All zero where culled.
 // alpha(dx, dy) = 2^(log2_opacity - (l1 dx + l2 dy)^2 - (l3 dy)^2): the Cholesky factor of the conic, scaled by
@@ -228,13 +163,5 @@ void composite_backward(const CompositeInputs& inputs, const CompositeState& sta
 
 // Depth order, packing and tile lists of one view, with `threads` threads inside it.
 void bin_view(const CompositeInputs& inputs, int64_t view, int threads, CompositeState& state);
-
-// --- Instruction sets (instruction_sets.cpp) ---
-
-enum class InstructionSet { baseline, avx2, avx512 };
-
-// What this processor has, found once; DREAMKIT_SIMD=baseline or avx2 asks for less (to test those paths).
-InstructionSet instruction_set();
-const char* instruction_set_name();
 
 }  // namespace dreamkit

@@ -25,8 +25,8 @@ struct ViewConstants {
 
 }  // namespace dreamkit
 
-#define DREAMKIT_KERNELS "gaussian_kernels.h"
-#include "instruction_sets.h"
+#define DREAMKIT_KERNELS "gaussian_rasterize/gaussian_kernels.h"
+#include "../instruction_sets.h"
 
 namespace dreamkit {
 namespace {

@@ -1,5 +1,5 @@
 // The inner loops of compositing, compiled once per instruction set (see instruction_sets.h).
-#include "simd.h"
+#include "../simd.h"
 
 namespace dreamkit {
 namespace DREAMKIT_ISA {

@@ -1,4 +1,4 @@
-// Compiles the header named by DREAMKIT_KERNELS once per instruction set, each time in a namespace of its own
+// Compiles the header named by DREAMKIT_KERNELS (relative to this folder) once per instruction set, each time in a namespace of its own
 // (DREAMKIT_ISA), and chooses between them at run time with DREAMKIT_CALL(function, arguments...).
 //
 // GCC's target_clones would be shorter, but GCC 12 splits vectors wider than the baseline's before it clones, and the

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "native.h"
+#include "common.h"
 
 namespace dreamkit {
 namespace {

@@ -1,0 +1,6 @@
+"""Multiresolution hash encoding: `encode(positions, table, grid)`."""
+
+from .op import encode
+from .types import HashGrid, Level
+
+__all__ = ["HashGrid", "Level", "encode"]

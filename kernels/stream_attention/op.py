@@ -1,0 +1,139 @@
+"""The public operations: argument checks, then the backend that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..dispatch import choose_backend
+from .native import attend_native
+from .reference import attend_reference
+from .types import Rope3d, Stream, check_attention, check_times
+
+OPERATION = "stream_attention"
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    stream: Stream,
+    rope: Rope3d,
+    k_times: Sequence[int] | None = None,
+    q_times: Sequence[int] | None = None,
+    blocks: Tensor | None = None,
+    block: int = 64,
+    backend: str | None = None,
+) -> Tensor:
+    """Attention of a chunk's queries over a rolling cache whose keys are stored without rotary embedding.
+
+        out = softmax(R(q) R(k)^T / sqrt(D)) v,   R: rotation by the position (time, row, column) of each token
+
+    Keys are rotated on read, by times that count within what is visible: a stream never runs out of positions, and a
+    cache is written in place, in any order of frames. The native backend is deterministic: equal inputs give equal
+    bits, for any number of threads.
+
+    Args:
+        q: [B, Nq, H, D] queries of whole frames, not rotated. Gradients reach q, k and v.
+        k: [B, Nk, H, D] keys of whole frames, not rotated: the cache with the chunk's own.
+        v: [B, Nk, H, D].
+        stream: the tokens of a frame.
+        rope: how the channels of a head are turned.
+        k_times: time of each frame of k, a negative one for a slot that is empty; `None` is 0, 1, 2, ...
+        q_times: time of each frame of q; `None` is the last ones of k.
+        blocks: [B, H, ceil(Nq / block), ceil(Nv / block)] bool, which blocks of queries and visible keys (Nv tokens,
+            in the order they are stored) are computed; `None` is all. A query without any gets zero.
+        block: side of those blocks, tokens.
+        backend: "reference" or "native". None: DREAMKIT_BACKEND, else the fastest one that applies.
+
+    Returns:
+        [B, Nq, H, D].
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype, by name.
+        ValueError: a wrong shape or device, or an unknown backend.
+        RuntimeError: the backend asked for is not available on this machine.
+
+    Papers: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453; Yang et al.,
+    "LongLive: Real-time Interactive Long Video Generation", arXiv 2509.22622.
+    """
+    check_attention(q, k, v, stream, rope)
+    stored, made = k.shape[1] // stream.tokens, q.shape[1] // stream.tokens
+    times = list(range(stored) if k_times is None else k_times)
+    check_times("k_times", times, stored)
+    last = sorted(time for time in times if time >= 0)[-made:] if made else []
+    own = list(last if q_times is None else q_times)
+    check_times("q_times", own, made)
+    frames = [frame for frame, time in enumerate(times) if time >= 0]
+    if blocks is not None:
+        visible = len(frames) * stream.tokens
+        _check_blocks(blocks, block, q, visible)
+    q_angles = rope.angles(torch.tensor(own, dtype=torch.int64, device=q.device), stream.height, stream.width)
+    seen = torch.tensor([times[frame] for frame in frames], dtype=torch.int64, device=q.device)
+    k_angles = rope.angles(seen, stream.height, stream.width)
+    if choose_backend(OPERATION, backend, q) == "native":
+        return attend_native(q, k, v, q_angles, k_angles, frames, blocks, block)
+    if len(frames) < stored:
+        k, v = (_frames_of(item, frames, stream.tokens) for item in (k, v))
+    allowed = None
+    if blocks is not None:
+        allowed = blocks.repeat_interleave(block, dim=2).repeat_interleave(block, dim=3)
+        allowed = allowed[:, :, : q.shape[1], : k.shape[1]]
+    elif not frames:
+        allowed = torch.zeros(1, 1, q.shape[1], 0, dtype=torch.bool, device=q.device)
+    return attend_reference(q, k, v, q_angles, k_angles, allowed)
+
+
+def rollout_attention(
+    q: Tensor, k: Tensor, v: Tensor, stream: Stream, rope: Rope3d, backend: str | None = None
+) -> Tensor:
+    """Attention of a whole clip as a stream would have done it, chunk after chunk: for training on roll-outs.
+
+    Every chunk sees the sink, its window and itself, at times that count within what it sees, exactly as `attend` on
+    a rolling cache.
+
+    Args:
+        q: [B, T * tokens, H, D], not rotated. Gradients reach q, k and v.
+        k: the same shape.
+        v: the same shape.
+        stream: chunk, sink, window and the tokens of a frame.
+        rope: how the channels of a head are turned.
+        backend: as in `attend`.
+
+    Returns:
+        [B, T * tokens, H, D].
+    """
+    check_attention(q, k, v, stream, rope)
+    if q.shape != k.shape:
+        raise ValueError(f"k must have the shape of q, {list(q.shape)}, got {list(k.shape)}.")
+    count = q.shape[1] // stream.tokens
+    parts = []
+    for start in range(0, count, stream.chunk):
+        stop = min(count, start + stream.chunk)
+        own = q[:, start * stream.tokens : stop * stream.tokens]
+        visible = stream.visible(start, stop)
+        keys, values = (_frames_of(item, visible, stream.tokens) for item in (k, v))
+        parts.append(attend(own, keys, values, stream, rope, backend=backend))
+    return torch.cat(parts, dim=1) if parts else torch.zeros_like(q)
+
+
+def _frames_of(x: Tensor, frames: Sequence[int], tokens: int) -> Tensor:
+    """Some frames of [B, T * tokens, H, D], in the order given."""
+    whole = x.unflatten(1, (-1, tokens))
+    return whole[:, torch.tensor(frames, dtype=torch.int64, device=x.device)].flatten(1, 2)
+
+
+def _check_blocks(blocks: Tensor, block: int, q: Tensor, visible: int) -> None:
+    if isinstance(block, bool) or not isinstance(block, int):
+        raise TypeError(f"block must be an int, got {type(block).__name__}.")
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}.")
+    if not isinstance(blocks, Tensor) or blocks.dtype != torch.bool:
+        raise TypeError("blocks must be a bool torch.Tensor.")
+    wanted = [q.shape[0], q.shape[2], -(-q.shape[1] // block), -(-visible // block)]
+    if list(blocks.shape) != wanted:
+        raise ValueError(f"blocks must have shape {wanted}, got {list(blocks.shape)}.")
+    if blocks.device != q.device:
+        raise ValueError(f"blocks must be on the device of q, {q.device}, got {blocks.device}.")
