@@ -7,6 +7,7 @@ applies to the tensors. A fall to the torch reference where something much faste
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import os
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ logger = logging.getLogger("dreamkit.kernels")
 
 BACKEND_VARIABLE = "DREAMKIT_BACKEND"
 OPERATIONS: dict[str, tuple[str, ...]] = {
-    "gaussian_rasterize": ("reference", "native"),
+    "gaussian_rasterize": ("reference", "native", "gsplat"),
     "hash_grid": ("reference", "native"),
+    "ssim": ("reference", "native"),
     "stream_attention": ("reference", "native"),
     "volume_render": ("reference", "native"),
 }
 """The backends each operation has."""
+DEVICES = {"native": "cpu", "gsplat": "cuda"}
+"""The device type of every backend but the reference, which runs anywhere."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class BackendStatus:
     """What it is, or why it can't be used and what to do."""
 
 
-_UNAVAILABLE = "backend 'native' is not available: {}."
+_UNAVAILABLE = "backend {!r} is not available: {}."
 
 
 @functools.cache
@@ -54,11 +58,23 @@ def _load_native() -> tuple[ModuleType | None, str]:
     return _native, f"C++ ({_native.instruction_set()}, OpenMP), for float32 tensors on the CPU"
 
 
+def _gsplat_state() -> tuple[bool, str]:
+    if importlib.util.find_spec("gsplat") is None:
+        return False, "gsplat is not installed (pip install gsplat)"
+    if not torch.cuda.is_available():
+        return False, "gsplat needs a CUDA device, and torch finds none"
+    return True, "gsplat's CUDA kernels (their first use may compile them), for float32 tensors on a GPU"
+
+
 @torch.compiler.assume_constant_result
-def _native_state() -> tuple[bool, str]:
-    """Whether the extension is there, and what or why not; `torch.compile` takes it as it is while it traces."""
-    module, reason = _load_native()
-    return module is not None, reason
+def _state(name: str) -> tuple[bool, str]:
+    """Whether a backend is there, and what or why not; `torch.compile` takes it as it is while it traces."""
+    if name == "native":
+        module, reason = _load_native()
+        return module is not None, reason
+    if name == "gsplat":
+        return _gsplat_state()
+    return True, "torch, any device and floating dtype; the definition"
 
 
 def native_module() -> ModuleType:
@@ -69,7 +85,7 @@ def native_module() -> ModuleType:
     """
     module, reason = _load_native()
     if module is None:
-        raise RuntimeError(_UNAVAILABLE.format(reason))
+        raise RuntimeError(_UNAVAILABLE.format("native", reason))
     return module
 
 
@@ -89,6 +105,13 @@ def _requested_backend(operation: str, argument: str | None) -> str | None:
     return name
 
 
+def _takes(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a backend is made for such tensors."""
+    if name == "reference":
+        return tensor.is_floating_point()
+    return tensor.device.type == DEVICES[name] and tensor.dtype == torch.float32
+
+
 def choose_backend(operation: str, argument: str | None, tensor: torch.Tensor) -> str:
     """Name of the backend that will run `operation`.
 
@@ -102,31 +125,33 @@ def choose_backend(operation: str, argument: str | None, tensor: torch.Tensor) -
         RuntimeError: the backend asked for is not available on this machine.
     """
     requested = _requested_backend(operation, argument)
-    native_takes_it = tensor.device.type == "cpu" and tensor.dtype == torch.float32
-    if requested == "native":
-        if native_takes_it:
-            available, reason = _native_state()
+    if requested is not None:
+        if _takes(requested, tensor):
+            available, reason = _state(requested)
             if not available:
-                raise RuntimeError(_UNAVAILABLE.format(reason))
-            return "native"
+                raise RuntimeError(_UNAVAILABLE.format(requested, reason))
+            return requested
         if argument is not None:
+            where = {"cpu": "the CPU", "cuda": "a GPU"}[DEVICES[requested]]
             raise ValueError(
-                f"backend 'native' takes float32 tensors on the CPU, got {tensor.dtype} on {tensor.device}."
+                f"backend {requested!r} takes float32 tensors on {where}, got {tensor.dtype} on {tensor.device}."
             )
-    if requested is None and native_takes_it:
-        available, reason = _native_state()
+        return "reference"
+    missing = []
+    for name in OPERATIONS[operation]:
+        if name == "reference" or not _takes(name, tensor):
+            continue
+        available, reason = _state(name)
         if available:
-            return "native"
-        _log_once(f"{operation} runs on the torch reference, which is many times slower: {reason}.")
-    elif requested is None and tensor.device.type != "cpu":
+            return name
+        missing.append(reason)
+    if missing:
+        _log_once(f"{operation} runs on the torch reference, which is many times slower: {'; '.join(missing)}.")
+    elif tensor.device.type != "cpu":
         _log_once(f"{operation} has no kernel for {tensor.device.type} yet: it runs on the torch reference.")
     return "reference"
 
 
 def backend_report() -> list[BackendStatus]:
     """Every backend of every operation, for `dreamkit doctor`."""
-    status = {
-        "reference": (True, "torch, any device and floating dtype; the definition"),
-        "native": _native_state(),
-    }
-    return [BackendStatus(name, operation, *status[name]) for operation, names in OPERATIONS.items() for name in names]
+    return [BackendStatus(name, operation, *_state(name)) for operation, names in OPERATIONS.items() for name in names]

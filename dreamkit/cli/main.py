@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate:run", "Score a run's asset against its prompt."),
     "sample": ("sample:run", "Draw 2D samples from a teacher."),
     "doctor": ("doctor:run", "Show versions, devices, kernel backends and the embedded weights."),
+    "bench kernels": ("bench:run", "Time the kernels against their rivals."),
     "teachers train image": ("teachers:train_image", "Train the embedded image teacher."),
     "teachers train judge": ("teachers:train_judge", "Train the judge that scores assets."),
 }

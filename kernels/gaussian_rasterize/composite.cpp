@@ -15,7 +15,8 @@
 
 namespace dreamkit {
 
-constexpr int MOMENTS = 6;  // sums of v, v dx, v dy, v dx^2, v dx dy, v dy^2, with v = dL/dsigma
+constexpr int MOMENTS = 6;    // sums of v, v dx, v dy, v dx^2, v dx dy, v dy^2, with v = dL/dsigma
+constexpr int ABSOLUTES = 2;  // sums over pixels of |dL/d means2d|, over 2 ln 2; after the features
 
 struct ForwardTile {
   const ViewBins* bins;
@@ -24,6 +25,7 @@ struct ForwardTile {
   float* transmittance;   // [TILE_PIXELS] in: 1 inside the image, -1 outside. Negative means stopped
   int32_t* stop;          // [TILE_PIXELS]
   float* sums;            // [features, TILE_PIXELS] zeroed
+  float* median;          // [TILE_PIXELS] zeroed, or null
   uint32_t end;           // out: entries composited
 };
 
@@ -35,10 +37,11 @@ struct BackwardTile {
   float* behind;                 // [TILE_PIXELS] in: T dL/dT; s_i of the header comment
   const int32_t* stop;           // [TILE_PIXELS]; 0 outside the image
   const float* gradients;        // [features, TILE_PIXELS]
-  float* results;                // rows of result_stride: moments, then features
+  float* results;                // rows of result_stride: moments, features, absolutes
   int result_stride;             // a multiple of the lanes
   bool by_entry;                 // rows are entries and are overwritten; else ranks and are added to
   float* accumulators;           // [result_stride, LANES] scratch, aligned to 32 bytes
+  bool absolutes;
 };
 
 }  // namespace dreamkit
@@ -61,7 +64,7 @@ TilePlace place_of(const CompositeState& state, int tile) {
 }
 
 void write_tile(const CompositeInputs& in, const CompositeOutputs& out, const CompositeState& state, int64_t view,
-                const TilePlace& place, const float* transmittance, const float* sums) {
+                const TilePlace& place, const float* transmittance, const float* sums, const float* median) {
   const int channels = static_cast<int>(state.channels);
   for (int row = 0; row < place.rows; ++row) {
     for (int column = 0; column < place.columns; ++column) {
@@ -73,6 +76,7 @@ void write_tile(const CompositeInputs& in, const CompositeOutputs& out, const Co
         out.image[target * channels + c] = sums[c * TILE_PIXELS + pixel] + behind;
       }
       out.alpha[target] = 1.0f - rest;
+      if (out.median != nullptr) out.median[target] = median[pixel];
       out.depth[target] = sums[channels * TILE_PIXELS + pixel];
       for (int axis = 0; axis < 3; ++axis) {
         out.normal[target * 3 + axis] = sums[(channels + 1 + axis) * TILE_PIXELS + pixel];
@@ -93,12 +97,14 @@ void render_tile(const CompositeInputs& in, const CompositeOutputs& out, Composi
     stop[pixel] = inside ? INT32_MAX : 0;
   }
   std::fill(sums, sums + static_cast<size_t>(state.features) * TILE_PIXELS, 0.0f);
-  ForwardTile t{&bins, tile,          place.x, place.y, state.feature_stride, state.features,
-                transmittance, stop, sums,    0};
+  float halves[TILE_PIXELS] = {};
+  float* median = out.median == nullptr ? nullptr : halves;
+  ForwardTile t{&bins,         tile, place.x, place.y, state.feature_stride, state.features,
+                transmittance, stop, sums,    median,  0};
   DREAMKIT_CALL(forward_any, t);
   bins.tile_ends[tile] = t.end;
   for (int pixel = 0; pixel < TILE_PIXELS; ++pixel) transmittance[pixel] = std::fabs(transmittance[pixel]);
-  write_tile(in, out, state, view, place, transmittance, sums);
+  write_tile(in, out, state, view, place, transmittance, sums, halves);
 }
 
 int useful_threads(const CompositeInputs& in) {
@@ -231,7 +237,8 @@ void differentiate_tile(BackwardPlan& plan, int64_t view, int tile, bool by_entr
                        rows,
                        plan.stride,
                        by_entry,
-                       scratch.accumulators.data()};
+                       scratch.accumulators.data(),
+                       plan.gradients.absolute != nullptr};
   DREAMKIT_CALL(backward_any, t);
   if (by_entry) {  // entries behind an opaque front were never composited
     const size_t reached = bins.tile_starts[tile] + bins.tile_ends[tile], end = bins.tile_starts[tile + 1];
@@ -255,12 +262,16 @@ void write_gradients(const BackwardPlan& plan, int64_t view, uint32_t rank, cons
   }
   out.geometry[target] = result;
   std::copy_n(features, channels, colors + target * channels);
+  for (int axis = 0; out.absolute != nullptr && axis < 2; ++axis) {
+    out.absolute[2 * target + axis] = 1.38629436111989061883f * features[plan.features + axis];
+  }
 }
 
 // Culled Gaussians have zero gradients.
 void clear_outputs(const BackwardPlan& plan, int64_t view, float* colors) {
   const int64_t count = plan.state.count, first = view * count;
   std::fill_n(plan.gradients.means2d + 2 * first, 2 * count, 0.0f);
+  if (plan.gradients.absolute != nullptr) std::fill_n(plan.gradients.absolute + 2 * first, 2 * count, 0.0f);
   std::fill_n(reinterpret_cast<float*>(plan.gradients.geometry + first), 8 * count, 0.0f);
   std::fill_n(colors + first * plan.state.channels, count * plan.state.channels, 0.0f);
 }
@@ -323,7 +334,7 @@ void reduce_background(const BackwardPlan& plan) {
 void composite_backward(const CompositeInputs& in, const CompositeState& state, const CompositeGradients& gradients) {
   const bool geometry = gradients.depth != nullptr || gradients.normal != nullptr;
   const int features = static_cast<int>(state.channels) + (geometry ? 4 : 0);
-  const int stride = (MOMENTS + features + LANES - 1) / LANES * LANES;
+  const int stride = (MOMENTS + features + ABSOLUTES + LANES - 1) / LANES * LANES;
   BackwardPlan plan{in, state, gradients, features, stride, {}, {}};
   plan.rows.resize(state.views);
   const int64_t tiles = static_cast<int64_t>(state.tiles_x) * state.tiles_y;

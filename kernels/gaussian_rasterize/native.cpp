@@ -16,7 +16,7 @@ auto rows_of(const A& array, const char* name, int64_t views, int64_t count) -> 
 // Numbers that `project` takes besides tensors, in one tuple: see native.py.
 struct ProjectionOptions {
   float width, height, near, far, eps2d, radius_clip;
-  bool antialiased;
+  bool antialiased, orthographic;
   int threads;
 };
 
@@ -41,6 +41,7 @@ ProjectionInputs projection_inputs(const Input& means, const Input& quaternions,
           o.eps2d,
           o.radius_clip,
           o.antialiased,
+          o.orthographic,
           o.threads};
 }
 
@@ -136,13 +137,15 @@ CompositeInputs composite_inputs(const Input& splats, const Input& geometry, con
 
 CompositeState bind_composite_forward(const Input& splats, const Input& geometry, const Radii& radii,
                                       const Input& colors, const Maybe<Input>& background, const Output& image,
-                                      const Output& alpha, const Output& depth, const Output& normal, int threads) {
+                                      const Output& alpha, const Output& depth, const Output& normal,
+                                      const Maybe<Output>& median, int threads) {
   const int64_t height = size_of(image, 1), width = size_of(image, 2);
   const CompositeInputs in = composite_inputs(splats, geometry, radii, colors, background, width, height, threads);
   const CompositeOutputs out{data_of(image, "image", {in.views, height, width, in.channels}),
                              data_of(alpha, "alpha", {in.views, height, width, 1}),
                              data_of(depth, "depth", {in.views, height, width, 1}),
-                             data_of(normal, "normal", {in.views, height, width, 3})};
+                             data_of(normal, "normal", {in.views, height, width, 3}),
+                             data_of(median, "median", {in.views, height, width, 1})};
   nb::gil_scoped_release release;
   return composite_forward(in, out);
 }
@@ -151,7 +154,8 @@ void bind_composite_backward(const CompositeState& state, const Input& splats, c
                              const Radii& radii, const Input& colors, const Maybe<Input>& background,
                              const Maybe<Input>& image, const Maybe<Input>& alpha, const Maybe<Input>& depth,
                              const Maybe<Input>& normal, const Output& d_means2d, const Output& d_geometry,
-                             const Output& d_colors, const Maybe<Output>& d_background, int threads) {
+                             const Output& d_colors, const Maybe<Output>& d_background, const Maybe<Output>& absolute,
+                             int threads) {
   const int64_t height = state.height, width = state.width;
   const CompositeInputs in = composite_inputs(splats, geometry, radii, colors, background, width, height, threads);
   if (in.views != state.views || in.count != state.count || in.channels != state.channels) {
@@ -166,7 +170,8 @@ void bind_composite_backward(const CompositeState& state, const Input& splats, c
       data_of(d_means2d, "d_means2d", {views, count, 2}),
       rows_of<Geometry>(d_geometry, "d_geometry", views, count),
       data_of(d_colors, "d_colors", {in.shared_colors ? 1 : views, count, channels}),
-      data_of(d_background, "d_background", {views, channels})};
+      data_of(d_background, "d_background", {views, channels}),
+      data_of(absolute, "absolute", {views, count, 2})};
   nb::gil_scoped_release release;
   composite_backward(in, state, gradients);
 }
@@ -178,8 +183,9 @@ void bind_gaussian_rasterize(nb::module_& module) {
   nb::class_<ProjectionOptions>(module, "ProjectionOptions", "Numbers that projection takes besides arrays.")
       .def("__init__",
            [](ProjectionOptions* self, float width, float height, float near, float far, float eps2d,
-              float radius_clip, bool antialiased, int threads) {
-             new (self) ProjectionOptions{width, height, near, far, eps2d, radius_clip, antialiased, threads};
+              float radius_clip, bool antialiased, bool orthographic, int threads) {
+             new (self) ProjectionOptions{width,       height,       near,   far, eps2d, radius_clip,
+                                          antialiased, orthographic, threads};
            });
   define(module, "project_forward", &bind_project_forward);
   define(module, "project_backward", &bind_project_backward);

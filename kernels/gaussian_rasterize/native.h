@@ -50,7 +50,7 @@ struct ProjectionInputs {
   const float* view_matrices;  // [B, 4, 4]
   const float* intrinsics;     // [B, 3, 3]
   float width, height, near, far, eps2d, radius_clip;
-  bool antialiased;
+  bool antialiased, orthographic;
   int threads;
 };
 
@@ -112,6 +112,7 @@ struct CompositeOutputs {
   float* alpha;   // [B, H, W]
   float* depth;   // [B, H, W]
   float* normal;  // [B, H, W, 3]
+  float* median;  // [B, H, W] depth at which half of the light is gone, or null
 };
 
 struct TileBox {
@@ -155,6 +156,7 @@ struct CompositeGradients {
   Geometry* geometry;   // [B, N]
   float* colors;        // shaped as the input
   float* background;    // [B, C] or null
+  float* absolute;      // [B, N, 2] sums of the absolute values of what means2d sums, or null
 };
 
 CompositeState composite_forward(const CompositeInputs& inputs, const CompositeOutputs& outputs);

@@ -53,6 +53,7 @@ class _Project(torch.autograd.Function):
         ctx.options = (
             *(float(view.width), float(view.height), view.near, min(view.far, 3e38)),
             *(settings.eps2d, min(settings.radius_clip, 3e38), settings.antialiased),
+            view.projection == "orthographic",
         )
         shape = (view_matrices.shape[0], means.shape[0])
         means2d, geometry, splats = (means.new_empty(*shape, columns) for columns in (2, 8, 8))
@@ -125,16 +126,23 @@ class _Composite(torch.autograd.Function):
         radii: Tensor,  # [B, N]
         width: int,
         height: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns image [B, H, W, C], alpha and depth [B, H, W, 1] and normal [B, H, W, 3]."""
+        median_depth: bool,
+        absolute: Tensor | None,  # [B, N, 2] filled by the backward pass
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Returns image [B, H, W, C], alpha, depth [B, H, W, 1], normal [B, H, W, 3] and median depth."""
         inputs = [_plain(tensor) for tensor in (splats, geometry, radii, colors, background)]
         shape = (means2d.shape[0], height, width)
         image = means2d.new_empty(*shape, colors.shape[-1])
         alpha, depth, normal = (means2d.new_empty(*shape, channels) for channels in (1, 1, 3))
-        ctx.state = native_module().composite_forward(*inputs, image, alpha, depth, normal, torch.get_num_threads())
+        median = torch.empty_like(depth) if median_depth else None
+        outputs = (image, alpha, depth, normal, median)
+        ctx.state = native_module().composite_forward(*inputs, *outputs, torch.get_num_threads())
+        ctx.absolute = absolute
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
-        return image, alpha, depth, normal
+        if median is not None:
+            ctx.mark_non_differentiable(median)
+        return outputs
 
     @staticmethod
     @once_differentiable
@@ -145,11 +153,10 @@ class _Composite(torch.autograd.Function):
         d_means2d = splats.new_empty(*splats.shape[:2], 2)
         d_geometry, d_colors = torch.empty_like(geometry), torch.empty_like(colors)
         d_background = None if background is None or not ctx.needs_input_grad[3] else torch.empty_like(background)
-        incoming = [_plain(gradient) for gradient in gradients]
-        native_module().composite_backward(
-            ctx.state, *inputs, *incoming, d_means2d, d_geometry, d_colors, d_background, torch.get_num_threads()
-        )
-        return d_means2d, d_geometry, d_colors, d_background, None, None, None, None
+        incoming = [_plain(gradient) for gradient in gradients[:4]]
+        results = (d_means2d, d_geometry, d_colors, d_background, ctx.absolute)
+        native_module().composite_backward(ctx.state, *inputs, *incoming, *results, torch.get_num_threads())
+        return d_means2d, d_geometry, d_colors, d_background, None, None, None, None, None, None
 
 
 def rasterize_native(gaussians: Gaussians, view: View, settings: Settings) -> Rasterization:
@@ -173,7 +180,10 @@ def rasterize_native(gaussians: Gaussians, view: View, settings: Settings) -> Ra
     background = settings.background
     if background is not None:
         background = background.expand(radii.shape[0], colors.shape[-1])
-    image, alpha, depth, normal = _Composite.apply(
-        means2d, geometry, colors, background, splats, radii, view.width, view.height
+    absolute = torch.zeros_like(means2d) if settings.absolute_gradients else None
+    options = (view.width, view.height, settings.median_depth, absolute)
+    image, alpha, depth, normal, median = _Composite.apply(
+        means2d, geometry, colors, background, splats, radii, *options
     )
-    return Rasterization(image, alpha, depth, normal, means2d, radii, geometry[..., DEPTH_COLUMN])
+    depths = geometry[..., DEPTH_COLUMN]
+    return Rasterization(image, alpha, depth, normal, means2d, radii, depths, median, absolute)

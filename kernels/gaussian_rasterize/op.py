@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..dispatch import choose_backend
+from .gsplat_backend import rasterize_gsplat
 from .native import rasterize_native
 from .reference import rasterize_reference
 from .types import Gaussians, Rasterization, Settings, View, check_arguments
@@ -49,6 +50,5 @@ def rasterize(gaussians: Gaussians, view: View, settings: Settings = DEFAULT_SET
     """
     check_arguments(gaussians, view, settings)
     backend = choose_backend("gaussian_rasterize", settings.backend, gaussians.means)
-    if backend == "native":
-        return rasterize_native(gaussians, view, settings)
-    return rasterize_reference(gaussians, view, settings)
+    run = {"native": rasterize_native, "gsplat": rasterize_gsplat, "reference": rasterize_reference}[backend]
+    return run(gaussians, view, settings)

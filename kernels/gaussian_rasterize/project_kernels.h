@@ -44,7 +44,7 @@ DREAMKIT_INLINE void rotation_backward(const Rotation& r, const Vec3* d, Float8*
 // What both passes need of eight Gaussians in one view.
 struct Projected {
   Vec3 camera;                // centre in the camera frame; (0, 0, 1) where not seen
-  Float8 inverse_depth;
+  Float8 inverse_depth;       // 1 in an orthographic projection, which has no slopes either
   Float8 slope_x, slope_y;    // clamped x / z, y / z
   Int8 free_x, free_y;        // not clamped
   Vec3 row_x, row_y;          // rows of J W
@@ -56,15 +56,16 @@ struct Projected {
 };
 
 DREAMKIT_INLINE Projected project_block(const ViewConstants& v, const Vec3& camera, const Rotation& rotation,
-                                        const Vec3& scales, float eps2d) {
+                                        const Vec3& scales, float eps2d, bool orthographic) {
   Projected p;
   p.camera = camera;
-  p.inverse_depth = splat(1.0f) / camera.z;
+  p.inverse_depth = orthographic ? splat(1.0f) : splat(1.0f) / camera.z;
+  const Int8 sloped = splat(orthographic ? 0 : -1);
   const Float8 raw_x = camera.x * p.inverse_depth, raw_y = camera.y * p.inverse_depth;
-  p.slope_x = minimum(maximum(raw_x, splat(v.low_x)), splat(v.high_x));
-  p.slope_y = minimum(maximum(raw_y, splat(v.low_y)), splat(v.high_y));
-  p.free_x = (raw_x >= splat(v.low_x)) & (raw_x <= splat(v.high_x));
-  p.free_y = (raw_y >= splat(v.low_y)) & (raw_y <= splat(v.high_y));
+  p.slope_x = keep(sloped, minimum(maximum(raw_x, splat(v.low_x)), splat(v.high_x)));
+  p.slope_y = keep(sloped, minimum(maximum(raw_y, splat(v.low_y)), splat(v.high_y)));
+  p.free_x = sloped & (raw_x >= splat(v.low_x)) & (raw_x <= splat(v.high_x));
+  p.free_y = sloped & (raw_y >= splat(v.low_y)) & (raw_y <= splat(v.high_y));
   const Vec3 w0 = splat3(v.rotation), w1 = splat3(v.rotation + 3), w2 = splat3(v.rotation + 6);
   p.row_x = (v.focal_x * p.inverse_depth) * (w0 - p.slope_x * w2);
   p.row_y = (v.focal_y * p.inverse_depth) * (w1 - p.slope_y * w2);
@@ -153,7 +154,7 @@ DREAMKIT_INLINE void project_block_forward(const ProjectionInputs& in, const Pro
   Vec3 camera = to_camera(v, block.mean);
   Int8 seen = usable & (camera.z >= splat(in.near)) & (camera.z <= splat(in.far));
   camera = keep_or_ahead(seen, camera);
-  const Projected p = project_block(v, camera, block.rotation, block.scales, in.eps2d);
+  const Projected p = project_block(v, camera, block.rotation, block.scales, in.eps2d, in.orthographic);
   const Float8 x = v.focal_x * camera.x * p.inverse_depth + v.center_x;
   const Float8 y = v.focal_y * camera.y * p.inverse_depth + v.center_y;
   seen &= (p.determinant > zero) & (p.determinant < splat(INFINITY));
@@ -245,7 +246,7 @@ DREAMKIT_INLINE void project_block_backward(const ProjectionInputs& in, const Vi
                                             Int8 seen, const Float8* d_means2d, const Float8* g, BlockGradient* sum,
                                             Vec3* pose) {
   const Vec3 camera = keep_or_ahead(seen, to_camera(v, block.mean));
-  const Projected p = project_block(v, camera, block.rotation, block.scales, in.eps2d);
+  const Projected p = project_block(v, camera, block.rotation, block.scales, in.eps2d, in.orthographic);
   Vec3 d_axes_x, d_axes_y;
   Float8 d_opacity;
   covariance_backward(in, block, p, g, &d_axes_x, &d_axes_y, &d_opacity);
@@ -271,8 +272,9 @@ DREAMKIT_INLINE void project_block_backward(const ProjectionInputs& in, const Vi
   const Float8 d_slope_x = keep(p.free_x, -scale_x * dot(d_row_x, w2));
   const Float8 d_slope_y = keep(p.free_y, -scale_y * dot(d_row_y, w2));
   const Float8 d_u = d_means2d[0] * v.focal_x + d_slope_x, d_v = d_means2d[1] * v.focal_y + d_slope_y;
-  const Float8 d_z = g[4] - inverse * (dot(d_row_x, p.row_x) + dot(d_row_y, p.row_y)) -
-                     inverse * inverse * (d_u * camera.x + d_v * camera.y);
+  const Float8 by_depth = inverse * (dot(d_row_x, p.row_x) + dot(d_row_y, p.row_y)) +
+                          inverse * inverse * (d_u * camera.x + d_v * camera.y);
+  const Float8 d_z = in.orthographic ? g[4] : g[4] - by_depth;
   const Vec3 d_camera = keep(seen, Vec3{d_u * inverse, d_v * inverse, d_z});
   sum->mean = sum->mean + d_camera.x * w0 + d_camera.y * w1 + d_camera.z * w2;
 

@@ -14,7 +14,7 @@ The rules (alpha at most 0.999, alpha below 1/255 skipped, stop before the trans
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as functional
@@ -75,6 +75,19 @@ def usable_rows(gaussians: Gaussians) -> Tensor:
     return usable
 
 
+def usable_gaussians(gaussians: Gaussians) -> Gaussians:
+    """The Gaussians with every row that `usable_rows` refuses replaced by zeros, which are culled."""
+    usable = usable_rows(gaussians)
+    default = gaussians.means.new_zeros(())
+    return Gaussians(
+        means=torch.where(usable[:, None], gaussians.means, default),
+        quaternions=torch.where(usable[:, None], gaussians.quaternions, default),
+        scales=torch.where(usable[:, None], gaussians.scales, default),
+        opacities=torch.where(usable, gaussians.opacities, default),  # opacity 0 is culled
+        colors=torch.where(usable.reshape(-1, *[1] * (gaussians.colors.dim() - 1)), gaussians.colors, default),
+    )
+
+
 def _project_axes(
     means_camera: Tensor,  # [B, N, 3]
     factors: Tensor,  # [N, 3, 3] R S: the scaled axes as columns
@@ -83,10 +96,14 @@ def _project_axes(
     """EWA: the scaled axes in the image, P [B, N, 2, 3] = J W R S, so that cov2d = P P^T without the low-pass.
 
     J is the Jacobian of the perspective projection at the centre, whose direction is clamped to 0.3 image half-widths
-    outside the image: far outside, the linearisation has no meaning and blows up.
+    outside the image: far outside, the linearisation has no meaning and blows up. Of an orthographic projection it is
+    the focal lengths.
     """
     x, y, z = means_camera.unbind(-1)
     focal_x, focal_y = view.intrinsics[:, 0, 0, None], view.intrinsics[:, 1, 1, None]
+    if view.projection == "orthographic":
+        scaled = view.intrinsics[:, None, [0, 1], [0, 1], None] * view.view_matrices[:, None, :2, :3]
+        return (scaled @ factors).expand(*z.shape, 2, 3)
     center_x, center_y = view.intrinsics[:, 0, 2, None], view.intrinsics[:, 1, 2, None]
     margin_x, margin_y = 0.15 * view.width / focal_x, 0.15 * view.height / focal_y
     slope_x = (x / z).clamp(-(center_x / focal_x + margin_x), (view.width - center_x) / focal_x + margin_x)
@@ -98,7 +115,7 @@ def _project_axes(
     return jacobian @ view.view_matrices[:, None, :3, :3] @ factors
 
 
-def _facing_normals(
+def facing_normals(
     rotations: Tensor,  # [N, 3, 3]
     scales: Tensor,  # [N, 3]
     means: Tensor,  # [N, 3]
@@ -164,7 +181,10 @@ def project(
     means_camera = torch.where(seen[..., None], means_camera, placeholder)  # keeps 1 / z finite in the backward
 
     focal = view.intrinsics[:, None, [0, 1], [0, 1]]
-    means2d = focal * means_camera[..., :2] / means_camera[..., 2:] + view.intrinsics[:, None, :2, 2]
+    flat = means_camera[..., :2]
+    if view.projection == "perspective":
+        flat = flat / means_camera[..., 2:]
+    means2d = focal * flat + view.intrinsics[:, None, :2, 2]
     axes_x, axes_y = _project_axes(means_camera, factors, view).unbind(-2)  # [B, N, 3] each
     xx, xy, yy = (axes_x * axes_x).sum(-1), (axes_x * axes_y).sum(-1), (axes_y * axes_y).sum(-1)
     # det(P P^T) = |P_x x P_y|^2, and the low-pass adds eps2d (xx + yy) + eps2d^2: sums of squares, where
@@ -183,7 +203,7 @@ def project(
         opacities = opacities * torch.sqrt(torch.where(seen, ratio, 1.0))
     radii = _bounding_radii(means2d, torch.stack([xx, yy], dim=-1), opacities, seen, view, settings)
     seen = (radii > 0).all(dim=-1)
-    normals = _facing_normals(rotations, gaussians.scales, gaussians.means, camera_centers(view.view_matrices))
+    normals = facing_normals(rotations, gaussians.scales, gaussians.means, camera_centers(view.view_matrices))
     visible = seen[..., None]
     return Projection(
         means2d=torch.where(visible, means2d, 0.0),
@@ -282,20 +302,54 @@ def bin_tiles(
     return _Tiles(flat[owner[permutation]], counts.cumsum(0) - counts, counts)
 
 
+class Extras(NamedTuple):
+    """What `composite` gives besides sums."""
+
+    halfway: int | None = None
+    """Feature whose value at the Gaussian where half of the light is gone becomes one more feature, without
+    gradient."""
+    absolute: Tensor | None = None  # [B * N, 2]
+    """Where the backward pass adds up |dL/d means2d| over pixels."""
+
+
+NO_EXTRAS = Extras()
+
+
+class _Offsets(torch.autograd.Function):
+    """pixels - means [t, P, K, 2], whose backward pass also adds up absolute values."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, means: Tensor, index: Tensor, absolute: Tensor) -> Tensor:
+        """Pixel centres [t, P, 2] against means [t, K, 2] of the Gaussians `index` [t, K]."""
+        ctx.index, ctx.absolute = index, absolute
+        return pixels[:, :, None] - means[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of the means."""
+        ctx.absolute.index_add_(0, ctx.index.flatten(), gradients[0].abs().sum(dim=1).flatten(0, 1))
+        return None, -gradients[0].sum(dim=1), None, None
+
+
 def _composite_segment(
     pixels: Tensor,  # [t, P, 2] pixel centres
     geometry: Tensor,  # [t, K, 6] mean (2), conic (3), opacity; opacity 0 is padding
     features: Tensor,  # [t, K, F]
     transmittance: Tensor,  # [t, P] before this segment
     stopped: Tensor,  # [t, P] bool
+    index: Tensor,  # [t, K] which Gaussians they are
+    extras: Extras,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Composite K Gaussians, front to back, over t tiles of P pixels, behind what was composited before.
 
     Returns:
-        The features' sum [t, P, F], the transmittance after [t, P] and which pixels have stopped [t, P].
+        The features' sum [t, P, F or F + 1], the transmittance after [t, P] and which pixels have stopped [t, P].
     """
-    dx = pixels[:, :, None, 0] - geometry[:, None, :, 0]  # [t, P, K]
-    dy = pixels[:, :, None, 1] - geometry[:, None, :, 1]
+    if extras.absolute is None:
+        offsets = pixels[:, :, None] - geometry[:, None, :, :2]  # [t, P, K, 2]
+    else:
+        offsets = _Offsets.apply(pixels, geometry[..., :2], index, extras.absolute)
+    dx, dy = offsets.unbind(-1)
     a, b, c, opacity = geometry[:, None, :, 2:].unbind(-1)
     sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
     alpha = (opacity * torch.exp(-sigma)).clamp_max(ALPHA_MAX)
@@ -307,7 +361,11 @@ def _composite_segment(
     alpha = torch.where(used & alive, alpha, 0.0)
     after = transmittance[..., None] * torch.cumprod(1 - alpha, dim=-1)
     before = torch.cat([transmittance[..., None], after[..., :-1]], dim=-1)
-    return (alpha * before) @ features, after[..., -1], stopped
+    total = (alpha * before) @ features
+    if extras.halfway is not None:
+        halves = ((before > 0.5) & (after <= 0.5)).to(features.dtype)
+        total = torch.cat([total, (halves @ features[..., extras.halfway, None]).detach()], dim=-1)
+    return total, after[..., -1], stopped
 
 
 def _composite_tiles(
@@ -316,10 +374,11 @@ def _composite_tiles(
     tiles: _Tiles,
     members: Tensor,  # [t] tile numbers
     pixels: Tensor,  # [t, P, 2]
+    extras: Extras,
 ) -> tuple[Tensor, Tensor]:
     """Composite a group of tiles, segment by segment; returns features [t, P, F] and transmittance [t, P]."""
     longest = int(tiles.counts[members].max())
-    total = pixels.new_zeros(*pixels.shape[:2], flat_features.shape[1])
+    total = pixels.new_zeros(*pixels.shape[:2], flat_features.shape[1] + (extras.halfway is not None))
     transmittance = pixels.new_ones(pixels.shape[:2])
     stopped = torch.zeros_like(transmittance, dtype=torch.bool)
     step = max(1, SEGMENT_BUDGET // (pixels.shape[0] * pixels.shape[1]))
@@ -329,7 +388,7 @@ def _composite_tiles(
         inside = position < tiles.counts[members, None]  # [t, K]
         index = tiles.gaussians[torch.where(inside, tiles.starts[members, None] + position, 0)]
         geometry = flat_geometry[index] * torch.where(inside, 1.0, 0.0).to(pixels.dtype)[..., None]
-        arguments = (pixels, geometry, flat_features[index], transmittance, stopped)
+        arguments = (pixels, geometry, flat_features[index], transmittance, stopped, index, extras)
         if needs_grad:  # recompute in the backward: the [t, P, K] blocks are never all alive at once
             added, transmittance, stopped = checkpoint(_composite_segment, *arguments, use_reentrant=False)
         else:
@@ -346,6 +405,7 @@ def composite(
     width: int,
     height: int,
     tile_size: int = 16,
+    extras: Extras = NO_EXTRAS,
 ) -> tuple[Tensor, Tensor]:
     """Front-to-back alpha compositing of F features per Gaussian.
 
@@ -358,12 +418,14 @@ def composite(
         width: image width, pixels.
         height: image height, pixels.
         tile_size: side of a tile; bounds memory, does not change the result.
+        extras: what else to give.
 
     Returns:
-        sum_i w_i f_i as [B, H, W, F] and the final transmittance [B, H, W].
+        sum_i w_i f_i as [B, H, W, F] (with `halfway` one more) and the final transmittance [B, H, W].
     """
     views, count = projection.depths.shape
     channels = features.shape[-1]
+    results = channels + (extras.halfway is not None)
     tiles_x, tiles_y = -(-width // tile_size), -(-height // tile_size)
     tiles = bin_tiles(projection, width, height, tile_size)
     flat_geometry = torch.cat([projection.means2d, projection.conics, projection.opacities[..., None]], dim=-1).reshape(
@@ -382,21 +444,21 @@ def composite(
         members = order[position : min(position + size, occupied)]
         corner = torch.stack([members % tiles_x, members // tiles_x % tiles_y], dim=-1) * tile_size
         pixels = (corner[:, None] + local).to(features.dtype) + 0.5
-        total, transmittance = _composite_tiles(flat_geometry, flat_features, tiles, members, pixels)
+        total, transmittance = _composite_tiles(flat_geometry, flat_features, tiles, members, pixels, extras)
         numbers.append(members)
         sums.append(total)
         remains.append(transmittance)
         position += size
     shape = (views * tiles_y * tiles_x, tile_size * tile_size)
     attached = 0.0 * (flat_geometry.sum() + flat_features.sum())  # nothing visible has gradients too: zeros
-    image = features.new_zeros(*shape, channels) + attached
+    image = features.new_zeros(*shape, results) + attached
     rest = features.new_ones(shape) + attached
     if numbers:
         image = image.index_copy(0, torch.cat(numbers), torch.cat(sums))
         rest = rest.index_copy(0, torch.cat(numbers), torch.cat(remains))
-    image = image.reshape(views, tiles_y, tiles_x, tile_size, tile_size, channels).transpose(2, 3)
+    image = image.reshape(views, tiles_y, tiles_x, tile_size, tile_size, results).transpose(2, 3)
     rest = rest.reshape(views, tiles_y, tiles_x, tile_size, tile_size).transpose(2, 3)
-    image = image.reshape(views, tiles_y * tile_size, tiles_x * tile_size, channels)
+    image = image.reshape(views, tiles_y * tile_size, tiles_x * tile_size, results)
     rest = rest.reshape(views, tiles_y * tile_size, tiles_x * tile_size)
     return image[:, :height, :width], rest[:, :height, :width]
 
@@ -407,22 +469,16 @@ def rasterize_reference(
     settings: Settings,
 ) -> Rasterization:
     """Render with `project`, `shade` and `composite`. Arguments must have passed `check_arguments`."""
-    usable = usable_rows(gaussians)
-    default = gaussians.means.new_zeros(())
-    safe = Gaussians(
-        means=torch.where(usable[:, None], gaussians.means, default),
-        quaternions=torch.where(usable[:, None], gaussians.quaternions, default),
-        scales=torch.where(usable[:, None], gaussians.scales, default),
-        opacities=torch.where(usable, gaussians.opacities, default),  # opacity 0 is culled
-        colors=torch.where(usable.reshape(-1, *[1] * (gaussians.colors.dim() - 1)), gaussians.colors, default),
-    )
+    safe = usable_gaussians(gaussians)
     projection = project(safe, view, settings)
     views = view.view_matrices.shape[0]
     colors = shade(safe.means, safe.colors, view.view_matrices, settings.sh_degree).expand(views, -1, -1)
     channels = colors.shape[-1]
     features = torch.cat([colors, projection.depths[..., None], projection.normals], dim=-1)
-    sums, transmittance = composite(projection, features, view.width, view.height, settings.tile_size)
-    image, depth, normal = sums.split([channels, 1, 3], dim=-1)
+    absolute = features.new_zeros(views * features.shape[1], 2) if settings.absolute_gradients else None
+    extras = Extras(channels if settings.median_depth else None, absolute)
+    sums, transmittance = composite(projection, features, view.width, view.height, settings.tile_size, extras)
+    image, depth, normal, median = sums.split([channels, 1, 3, sums.shape[-1] - channels - 4], dim=-1)
     if settings.background is not None:
         background = settings.background.reshape(-1, 1, 1, channels)
         image = image + transmittance[..., None] * background
@@ -434,4 +490,6 @@ def rasterize_reference(
         means2d=projection.means2d,
         radii=projection.radii.max(dim=-1).values,
         depths=projection.depths,
+        median_depth=median.detach() if settings.median_depth else None,
+        absolute_gradients=None if absolute is None else absolute.view(views, -1, 2),
     )

@@ -63,6 +63,7 @@ void forward_tile(ForwardTile& t) {
   float* __restrict const transmittance = t.transmittance;
   int32_t* __restrict const stop = t.stop;
   float* __restrict const sums = t.sums;
+  float* __restrict const median = t.median;
   const uint32_t* const entries = bins.entries.data();
   const Splat* const splats = bins.splats.data();
   const float* const all_features = bins.features.data();
@@ -100,6 +101,10 @@ void forward_tile(ForwardTile& t) {
         const Float8 weight = alpha * before, after = before - weight;
         const Int8 stops = after <= splat(TRANSMITTANCE_MIN);
         const Int8 stops_now = stops & (before > splat(0.0f));
+        if (median != nullptr) {
+          const Int8 halves = (before > splat(0.5f)) & (after <= splat(0.5f));
+          store(median + pixel, halves ? splat(feature_row[features - 4]) : load(median + pixel));
+        }
         store(transmittance + pixel, stops ? -absolute(before) : after);
         store(stop + pixel, stops_now ? splat(index) : load(stop + pixel));
         const Float8 used_weight = keep(~stops, weight);
@@ -129,10 +134,10 @@ void backward_tile(const BackwardTile& t) {
   const float* const all_features = bins.features.data();
   const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
   const size_t feature_stride = t.feature_stride;
-  const bool by_entry = t.by_entry;
+  const bool by_entry = t.by_entry, absolutes = t.absolutes;
   float* const results = t.results;
   const size_t result_stride = t.result_stride;
-  Float8 fixed[F > 0 ? (MOMENTS + F + LANES - 1) / LANES * LANES : 1];
+  Float8 fixed[F > 0 ? (MOMENTS + F + ABSOLUTES + LANES - 1) / LANES * LANES : 1];
   Float8* sums = F > 0 ? fixed : reinterpret_cast<Float8*>(t.accumulators);
   const int rows_of_sums = F > 0 ? static_cast<int>(sizeof(fixed) / sizeof(Float8)) : t.result_stride;
   for (uint32_t position = end; position-- > begin;) {
@@ -184,6 +189,11 @@ void backward_tile(const BackwardTile& t) {
         sums[3] += d_sigma_dx * dx;
         sums[4] += d_sigma_dx * splat(dy);
         sums[5] += d_sigma_dy * splat(dy);
+        if (absolutes) {  // d sigma / d means2d, without its constant factor
+          const Float8 u = dx * splat(s.l1) + splat(s.l2 * dy);
+          sums[MOMENTS + features] += absolute(d_sigma * splat(s.l1) * u);
+          sums[MOMENTS + features + 1] += absolute(d_sigma * (splat(s.l2) * u + splat(s.l3 * l3_dy)));
+        }
       }
     }
     float* result = results + (by_entry ? position : rank) * result_stride;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -42,18 +43,21 @@ class Gaussians:
 
 @dataclass(frozen=True)
 class View:
-    """B perspective cameras that share an image size and clipping planes; tensors like those of `Gaussians`."""
+    """B cameras that share an image size, clipping planes and projection; tensors like those of `Gaussians`."""
 
     view_matrices: Tensor  # [B, 4, 4]
     """World to camera, rigid, OpenCV axes (x right, y down, z forward). Receives gradients (pose)."""
     intrinsics: Tensor  # [B, 3, 3] pixels
-    """Focal lengths and principal point; no gradient. Pixel (0, 0) has its centre at (0.5, 0.5)."""
+    """Focal lengths and principal point; no gradient. Pixel (0, 0) has its centre at (0.5, 0.5). Of an orthographic
+    camera the focal lengths are pixels per world unit."""
     width: int
     height: int
     near: float = 0.01
     """Gaussians whose centre is nearer than this (camera z, world units) are culled. > 0."""
     far: float = 1e10
     """Gaussians whose centre is farther than this are culled."""
+    projection: Literal["perspective", "orthographic"] = "perspective"
+    """Perspective divides by depth, orthographic does not. Harmonics and normals look from the camera's position."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,14 @@ class Settings:
     """Low-pass added to the diagonal of the projected covariance, pixels squared."""
     radius_clip: float = 0.0
     """Gaussians whose projected radius is at most this many pixels are culled."""
+    median_depth: bool = False
+    """Also give the depth at which half of the light is gone."""
+    absolute_gradients: bool = False
+    """Also sum the absolute values of what each pixel wants of a projected centre."""
     tile_size: int = 16
     """Side of the tiles of the reference backend, pixels. The result does not depend on it."""
     backend: str | None = None
-    """"reference" or "native". None: DREAMKIT_BACKEND, else the fastest one that applies."""
+    """"reference", "native" (CPU) or "gsplat" (CUDA). None: DREAMKIT_BACKEND, else the fastest one that applies."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,12 @@ class Rasterization:
     """Half the longer side of the bounding box of what can be seen; 0 where culled."""
     depths: Tensor  # [B, N] world units
     """Camera z of each centre, in the graph; zero where culled."""
+    median_depth: Tensor | None = None  # [B, H, W, 1] world units
+    """Depth of the Gaussian at which the transmittance falls to one half, zero where it never does; no gradient.
+    `None` unless the settings ask for it."""
+    absolute_gradients: Tensor | None = None  # [B, N, 2] pixels
+    """Filled by the backward pass: sum over pixels of |dL/d means2d| (AbsGS, arXiv 2404.10484). `None` unless the
+    settings ask for it."""
 
 
 def _check_shape(name: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
@@ -137,6 +151,8 @@ def _check_view(view: View) -> None:
             raise TypeError(f"{name} must be an int, got {type(side).__name__}.")
         if not 1 <= side <= MAX_IMAGE_SIDE:
             raise ValueError(f"{name} must be between 1 and {MAX_IMAGE_SIDE}, got {side}.")
+    if view.projection not in ("perspective", "orthographic"):
+        raise ValueError(f"projection must be 'perspective' or 'orthographic', got {view.projection!r}.")
     if not 0.0 < view.near < view.far:
         raise ValueError(f"near and far must satisfy 0 < near < far, got {view.near} and {view.far}.")
     for name, tensor in (("view_matrices", view.view_matrices), ("intrinsics", view.intrinsics)):

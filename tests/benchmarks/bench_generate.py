@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from machine import machine
+from dreamkit_kernels.bench import machine
 
 from dreamkit.diffusion.loading import load_teacher
 from dreamkit.training.generate import GenerateOptions, generate, settings_for

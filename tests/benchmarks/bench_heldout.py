@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import torch
-from machine import machine
+from dreamkit_kernels.bench import machine
 
 from dreamkit.runs import Run
 from dreamkit.scenes.cameras import Camera

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from machine import machine
+from dreamkit_kernels.bench import machine
 
 from dreamkit.diffusion.loading import load_teacher
 from dreamkit.metrics.judge import load_judge

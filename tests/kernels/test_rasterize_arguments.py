@@ -92,7 +92,7 @@ def test_settings(gaussians: Gaussians, settings: Settings, error: type[Exceptio
 def test_native_arrays_are_checked_again():
     """A direct caller of the extension can't reach memory outside an array."""
     native = pytest.importorskip("dreamkit_kernels._native")
-    options = native.ProjectionOptions(8.0, 6.0, 0.01, 100.0, 0.3, 0.0, False, 1)
+    options = native.ProjectionOptions(8.0, 6.0, 0.01, 100.0, 0.3, 0.0, False, False, 1)
     tensors = [tensor.flatten(1) if tensor.dim() > 2 else tensor for tensor in vars(GAUSSIANS).values()]
     tensors += [VIEW.view_matrices, VIEW.intrinsics]
     outputs = [torch.empty(2, 4, 2), torch.empty(2, 4, 8), torch.empty(2, 4, 8), torch.empty(2, 4, dtype=torch.int32)]

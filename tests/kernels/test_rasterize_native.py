@@ -89,6 +89,34 @@ def test_equals_reference(count, views, width, height, scale, channels, sh_degre
     compare(gaussians, view, Settings(background=background, antialiased=antialiased))
 
 
+@pytest.mark.parametrize("antialiased", [False, True])
+@pytest.mark.parametrize("sh_degree", [None, 2])
+def test_orthographic(sh_degree, antialiased):
+    near = make_view(2, 33, 30)
+    lens = near.intrinsics.clone()
+    lens[:, [0, 1], [0, 1]] /= 3.0
+    view = dataclasses.replace(near, intrinsics=lens, projection="orthographic")
+    compare(make_gaussians(200, scale=0.1, sh_degree=sh_degree), view, Settings(antialiased=antialiased))
+
+
+@pytest.mark.parametrize(("views", "width", "height"), [(1, 40, 33), (3, 16, 20), (1, 128, 128)])
+def test_median_depth_and_absolute_gradients(views, width, height):
+    gaussians, view = make_gaussians(300, scale=0.1), make_view(views, width, height)
+    options = Settings(median_depth=True, absolute_gradients=True)
+    compare(gaussians, view, options)
+    exact, _ = run_with_gradients(gaussians, view, dataclasses.replace(options, backend="reference"))
+    single = dataclasses.replace(options, backend="native")
+    result, _ = run_with_gradients(cast_gaussians(gaussians, torch.float32), cast_view(view, torch.float32), single)
+    differing = ((result.median_depth - exact.median_depth).abs() > 1e-4).double()
+    assert float(differing.mean()) < 2e-3  # where the transmittance is one half to the last bits
+    assert float((exact.median_depth > 0).double().mean()) > 0.2
+    assert relative_error(result.absolute_gradients, exact.absolute_gradients) < GRADIENT_TOLERANCE
+    plain, _ = run_with_gradients(cast_gaussians(gaussians, torch.float32), cast_view(view, torch.float32), Settings())
+    assert plain.median_depth is None
+    assert plain.absolute_gradients is None
+    assert torch.equal(plain.image, result.image)
+
+
 def test_fewer_harmonics_than_held():
     compare(make_gaussians(100, scale=0.1, sh_degree=3), make_view(2, 24, 24), Settings(sh_degree=1))
 
@@ -214,7 +242,7 @@ def test_zero_quaternion_is_the_identity():
 
 
 def all_tensors(result: Rasterization, gradients: dict[str, Tensor | None]) -> list[Tensor]:
-    values = [value.detach() for value in vars(result).values()]
+    values = [value.detach() for value in vars(result).values() if value is not None]
     return values + [gradient for gradient in gradients.values() if gradient is not None]
 
 
@@ -222,7 +250,8 @@ def all_tensors(result: Rasterization, gradients: dict[str, Tensor | None]) -> l
 def test_equal_bits_from_run_to_run_and_for_any_number_of_threads(views):
     gaussians = cast_gaussians(make_gaussians(6000, scale=0.05, sh_degree=1), torch.float32)
     view = cast_view(make_view(views, 70, 50), torch.float32)
-    options = Settings(background=torch.rand(views, 3, generator=torch.Generator().manual_seed(0)))
+    background = torch.rand(views, 3, generator=torch.Generator().manual_seed(0))
+    options = Settings(background=background, median_depth=True, absolute_gradients=True)
     threads = torch.get_num_threads()
     try:
         runs = []

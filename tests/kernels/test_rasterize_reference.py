@@ -243,3 +243,80 @@ def test_runs_without_gradients_and_in_a_batch_of_none():
     assert rasterize(gaussians, empty).image.shape == (0, 8, 8, 3)
     nobody = Gaussians(*(tensor[:0] for tensor in vars(gaussians).values()))
     assert rasterize(nobody, view, Settings(background=torch.ones(3, dtype=torch.float64))).image.min() == 1
+
+
+class TestOrthographic:
+    """Parallel rays: what is seen does not depend on the distance."""
+
+    def view(self, views: int = 2) -> View:
+        near = make_view(views, 20, 16)
+        lens = near.intrinsics.clone()
+        lens[:, [0, 1], [0, 1]] /= 3.0  # as large at distance 3 as in perspective
+        return dataclasses.replace(near, intrinsics=lens, projection="orthographic")
+
+    def test_moving_back_changes_only_the_depth(self) -> None:
+        gaussians, view = make_gaussians(40), self.view()
+        farther = view.view_matrices.clone()
+        farther[:, 2, 3] += 5.0
+        one = reference.rasterize_reference(gaussians, view, Settings())
+        two = reference.rasterize_reference(gaussians, dataclasses.replace(view, view_matrices=farther), Settings())
+        torch.testing.assert_close(one.image, two.image)
+        torch.testing.assert_close(two.depth, one.depth + 5.0 * one.alpha)
+
+    def test_a_perspective_from_far_away(self) -> None:
+        """The limit of a telephoto lens."""
+        gaussians, view = make_gaussians(40), self.view()
+        far = view.view_matrices.clone()
+        far[:, 2, 3] = 3e4
+        lens = view.intrinsics.clone()
+        lens[:, [0, 1], [0, 1]] *= 3e4
+        perspective = View(far, lens, view.width, view.height)
+        one = reference.rasterize_reference(gaussians, view, Settings())
+        two = reference.rasterize_reference(gaussians, perspective, Settings())
+        torch.testing.assert_close(one.image, two.image, rtol=0, atol=2e-3)
+
+    def test_gradients(self) -> None:
+        gaussians, view = make_gaussians(4, scale=0.3), self.view(1)
+        inputs = [tensor.requires_grad_() for tensor in (*vars(gaussians).values(), view.view_matrices)]
+
+        def run(*tensors: Tensor) -> Tensor:
+            seen = dataclasses.replace(view, view_matrices=tensors[5], width=6, height=5)
+            out = reference.rasterize_reference(Gaussians(*tensors[:5]), seen, Settings())
+            return torch.cat([out.image, out.depth], dim=-1)
+
+        assert torch.autograd.gradcheck(run, inputs, fast_mode=True, atol=1e-4)
+
+
+class TestExtras:
+    def test_median_depth(self) -> None:
+        """Three discs in a row: the second takes the light below one half."""
+        means = torch.tensor([[0.0, 0, 0.5], [0, 0, 0], [0, 0, -0.5]], dtype=torch.float64)
+        view = dataclasses.replace(make_view(1, 9, 9), view_matrices=torch.eye(4, dtype=torch.float64)[None].clone())
+        view.view_matrices[0, 2, 3] = 3.0
+        view.view_matrices[0, 1, 1] = view.view_matrices[0, 2, 2] = -1.0
+        quaternions = torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64).expand(3, 4)
+        for opacities, expected in (([0.3, 0.6, 0.9], 3.0), ([0.9, 0.6, 0.9], 2.5), ([0.2, 0.2, 0.1], 0.0)):
+            seen = torch.tensor(opacities, dtype=torch.float64)
+            gaussians = Gaussians(means, quaternions, torch.full_like(means, 0.5), seen, torch.zeros_like(means))
+            out = reference.rasterize_reference(gaussians, view, Settings(median_depth=True))
+            assert out.median_depth is not None
+            assert float(out.median_depth[0, 4, 4]) == pytest.approx(expected)
+        assert reference.rasterize_reference(gaussians, view, Settings()).median_depth is None
+
+    def test_absolute_gradients(self) -> None:
+        """Pixel by pixel: the gradient that each wants of the means, by autograd, in absolute values."""
+        gaussians, view = make_gaussians(5, scale=0.3), make_view(1, 4, 3)
+        gaussians.means.requires_grad_()
+        incoming = torch.randn(1, 3, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        settings = Settings(absolute_gradients=True)
+        out = reference.rasterize_reference(gaussians, view, settings)
+        total = torch.zeros_like(out.means2d)
+        for row in range(3):
+            for column in range(4):
+                value = (out.image[:, row, column] * incoming[:, row, column]).sum()
+                total += torch.autograd.grad(value, out.means2d, retain_graph=True)[0].abs()
+        assert out.absolute_gradients is not None
+        out.absolute_gradients.zero_()
+        torch.autograd.grad((out.image * incoming).sum(), gaussians.means)
+        torch.testing.assert_close(out.absolute_gradients, total)
+        assert bool((out.absolute_gradients > 0).any())

@@ -1,0 +1,207 @@
+"""The cases that are timed. Sizes follow what the field reports; seeds are fixed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import gaussian_rasterize, hash_grid, ssim, stream_attention, volume_render
+from ..stream_attention.reference import attend_reference
+from .measure import Problem
+
+Make = Callable[[torch.device], Problem]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time.
+
+    Args:
+        op: the operation.
+        name: of the case.
+        make: builds it on a device.
+        rival: what its backends are compared with.
+    """
+
+    op: str
+    name: str
+    make: Make
+    rival: str = "reference"
+
+
+def _gaussians(count: int, side: int, sigma: float) -> Make:
+    """Gaussians uniform in the unit ball, three units away, sizes log-normal with a median of `sigma` pixels."""
+
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        focal = side / 2 / math.tan(math.radians(20))
+        directions = functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
+        tensors = [
+            directions * torch.rand(count, 1, generator=generator) ** (1 / 3),
+            torch.randn(count, 4, generator=generator),
+            (sigma * 3 / focal) * torch.exp(0.3 * torch.randn(count, 3, generator=generator)),
+            0.05 + 0.9 * torch.rand(count, generator=generator),
+            torch.rand(count, 3, generator=generator),
+        ]
+        inputs = [tensor.to(device).requires_grad_() for tensor in tensors]
+        pose = torch.eye(4, device=device)[None].clone()
+        pose[:, 2, 3] = 3.0
+        lens = torch.tensor([[[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]]], device=device)
+        view = gaussian_rasterize.View(pose, lens, side, side)
+        background = torch.ones(3, device=device)
+
+        def forward(backend: str) -> Sequence[Tensor]:
+            settings = gaussian_rasterize.Settings(background=background, backend=backend)
+            result = gaussian_rasterize.rasterize(gaussian_rasterize.Gaussians(*inputs), view, settings)
+            return result.image, result.alpha
+
+        return Problem(forward, inputs)
+
+    return make
+
+
+def _hash(count: int, with_positions: bool) -> Make:
+    """Random positions in the default grid: 16 levels, 16 to 2048 cells, 2^19 entries of two features."""
+
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        grid = hash_grid.HashGrid()
+        positions = torch.rand(count, 3, generator=generator).to(device).requires_grad_(with_positions)
+        table = grid.make_table(generator).to(device).requires_grad_()
+        inputs = [positions, table] if with_positions else [table]
+        return Problem(lambda backend: [hash_grid.encode(positions, table, grid, backend)], inputs)
+
+    return make
+
+
+def _rays(count: int, device: torch.device) -> volume_render.Rays:
+    generator = torch.Generator().manual_seed(0)
+    origins = 3 * functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    targets = 1.2 * torch.rand(count, 3, generator=generator) - 0.6
+    return volume_render.Rays(origins.to(device), functional.normalize(targets - origins, dim=-1).to(device))
+
+
+def _march(count: int) -> Make:
+    """Rays through a ball in a grid of 128 cells an axis, 0.01 a step."""
+
+    def make(device: torch.device) -> Problem:
+        axis = torch.linspace(-1, 1, 128)
+        ball = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) < 0.5
+        box = torch.ones(3, device=device)
+        grid = volume_render.OccupancyGrid(ball.to(device), -box, box)
+        rays = _rays(count, device)
+        return Problem(lambda backend: [volume_render.march(rays, grid, 0.01, 1.0, 5.0, None, backend).starts], [])
+
+    return make
+
+
+def _render(count: int, samples: int) -> Make:
+    """Weights, colour and opacity of packed samples, and the distortion loss."""
+
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        edges = torch.rand(count, samples + 1, generator=generator).cumsum(dim=1).to(device) / samples
+        packed = volume_render.Samples.dense(edges)
+        densities = (20 * torch.rand(count * samples, generator=generator) ** 4).to(device).requires_grad_()
+        colors = torch.rand(count * samples, 4, generator=generator).to(device).requires_grad_()
+
+        def forward(backend: str) -> Sequence[Tensor]:
+            weights = volume_render.render_weights(densities, packed, backend)
+            total = volume_render.accumulate(weights, colors, packed, backend)
+            return total, volume_render.distortion_loss(weights, packed, backend)
+
+        return Problem(forward, [densities, colors])
+
+    return make
+
+
+def _resample(count: int, bins: int, new: int) -> Make:
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        edges = torch.rand(count, bins + 1, generator=generator).cumsum(dim=1).to(device)
+        weights = torch.rand(count, bins, generator=generator).to(device)
+        return Problem(lambda backend: [volume_render.resample(edges, weights, new, backend=backend)], [])
+
+    return make
+
+
+def _ssim(batch: int, side: int) -> Make:
+    """Pictures of three channels; the gradient of one."""
+
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        pictures = torch.rand(2, batch, 3, side, side, generator=generator).to(device)
+        x, y = (picture.clone().requires_grad_() for picture in pictures)
+        return Problem(lambda backend: [ssim.ssim(x, y, backend)], [x])
+
+    return make
+
+
+def _stream(height: int, width: int, heads: int, dim: int, frames: int) -> Make:
+    """A roll-out of a clip with window 9, sink 3 and chunks of 3, against SDPA under the mask of the whole clip."""
+    stream = stream_attention.Stream(height, width, chunk=3, sink=3, window=9)
+    rope = stream_attention.Rope3d.split_evenly(dim)
+
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, frames * stream.tokens, heads, dim)
+        q, k, v = (torch.randn(shape, generator=generator).to(device).requires_grad_() for _ in range(3))
+        angles = rope.angles(torch.arange(frames, device=device), height, width)
+        seen = torch.zeros(frames, frames, dtype=torch.bool, device=device)
+        for start in range(0, frames, stream.chunk):
+            stop = min(frames, start + stream.chunk)
+            seen[start:stop, stream.visible(start, stop)] = True
+        allowed = seen.repeat_interleave(stream.tokens, 0).repeat_interleave(stream.tokens, 1)[None, None]
+
+        def forward(backend: str) -> Sequence[Tensor]:
+            if backend == "sdpa with mask":
+                return [attend_reference(q, k, v, angles, angles, allowed)]
+            return [stream_attention.rollout_attention(q, k, v, stream, rope, backend)]
+
+        return Problem(forward, [q, k, v])
+
+    return make
+
+
+def _chunk(height: int, width: int, heads: int, dim: int) -> Make:
+    """One chunk of 3 frames over a full cache (sink 3, window 9): what a stream calls, forward only."""
+    stream = stream_attention.Stream(height, width)
+    rope = stream_attention.Rope3d.split_evenly(dim)
+
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        q = torch.randn(1, 3 * stream.tokens, heads, dim, generator=generator).to(device)
+        k, v = (torch.randn(1, 15 * stream.tokens, heads, dim, generator=generator).to(device) for _ in range(2))
+        angles = rope.angles(torch.arange(15, device=device), height, width)
+        own = angles[-q.shape[1] :]
+        allowed = torch.ones(1, 1, q.shape[1], k.shape[1], dtype=torch.bool, device=device)
+
+        def forward(backend: str) -> Sequence[Tensor]:
+            if backend == "sdpa with mask":
+                return [attend_reference(q, k, v, own, angles, allowed)]
+            return [stream_attention.attend(q, k, v, stream, rope, backend=backend)]
+
+        return Problem(forward, [])
+
+    return make
+
+
+CASES: tuple[Case, ...] = (
+    Case("gaussian_rasterize", "10k at 64x64", _gaussians(10_000, 64, 0.6)),
+    Case("gaussian_rasterize", "100k at 512x512", _gaussians(100_000, 512, 0.6)),
+    Case("hash_grid", "65,536 points", _hash(65_536, False)),
+    Case("hash_grid", "65,536 points, positions too", _hash(65_536, True)),
+    Case("volume_render", "march 4,096 rays", _march(4096)),
+    Case("volume_render", "render 4,096 rays x 64", _render(4096, 64)),
+    Case("volume_render", "resample 4,096 rays 64 -> 32", _resample(4096, 64, 32)),
+    Case("ssim", "four pictures of 64x64", _ssim(4, 64)),
+    Case("ssim", "one picture of 512x512", _ssim(1, 512)),
+    Case("stream_attention", "chunk of 8x8 frames, 8 heads of 32", _chunk(8, 8, 8, 32), "sdpa with mask"),
+    Case("stream_attention", "chunk of 15x26 frames, 4 heads of 64", _chunk(15, 26, 4, 64), "sdpa with mask"),
+    Case("stream_attention", "roll-out of 30 8x8 frames, 8 heads of 32", _stream(8, 8, 8, 32, 30), "sdpa with mask"),
+)

@@ -1,0 +1,150 @@
+"""How a case is measured: warm-up, medians, forward and backward apart, peak memory, the rival in the same process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LEAST_RUNS, MOST_RUNS = 3, 200
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case made for a device.
+
+    Args:
+        forward: takes a backend's or a rival's name and returns what has a gradient (or is just computed).
+        inputs: what gradients are taken for; empty where there is no backward pass.
+    """
+
+    forward: Callable[[str], Sequence[Tensor]]
+    inputs: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement, as `dreamkit bench kernels --json` prints it."""
+
+    op: str
+    case: str
+    device: str
+    threads: int
+    backend: str
+    pass_: str
+    ms: float
+    peak_mb: float | None
+    against: str
+    against_ms: float
+    ratio: float
+    """against_ms / ms: above 1 is faster than the rival."""
+
+    def plain(self) -> dict[str, object]:
+        """The row with the names of the JSON."""
+        return {name.rstrip("_"): value for name, value in vars(self).items()}
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_ms(run: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Median wall time of a call in milliseconds: one warm-up, then as many as fit in the time, at least three."""
+    run()
+    _synchronise(device)
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < LEAST_RUNS or (time.perf_counter() - began < seconds and len(times) < MOST_RUNS):
+        start = time.perf_counter()
+        run()
+        _synchronise(device)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def _resident_mb(field: str) -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), None)
+
+
+def peak_mb(run: Callable[[], object], device: torch.device) -> float | None:
+    """Most memory a call takes beyond what is in use before, MB; `None` where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
+    except OSError:
+        return None
+    before_mb = _resident_mb("VmRSS")
+    run()
+    highest = _resident_mb("VmHWM")
+    return None if before_mb is None or highest is None else max(0.0, highest - before_mb)
+
+
+def _passes(problem: Problem, name: str) -> dict[str, Callable[[], object]]:
+    """The calls to time: `forward`, and `backward` where there is one."""
+    calls: dict[str, Callable[[], object]] = {"forward": lambda: problem.forward(name)}
+    if problem.inputs:
+        outputs = problem.forward(name)
+        incoming = [torch.ones_like(output) for output in outputs]
+        calls["backward"] = lambda: torch.autograd.grad(outputs, problem.inputs, incoming, retain_graph=True)
+    return calls
+
+
+def run_case(
+    op: str,
+    case: str,
+    problem: Problem,
+    backends: Sequence[str],
+    rival: str,
+    device: torch.device,
+    threads: int,
+    seconds: float = 1.0,
+) -> list[Row]:
+    """Measure the backends of a case and its rival.
+
+    Args:
+        op: name of the operation.
+        case: name of the case.
+        problem: what to run.
+        backends: names that `problem.forward` takes; the rival's own row is left out.
+        rival: the name to compare with.
+        device: where it runs.
+        threads: CPU threads for all of them.
+        seconds: time for each median.
+
+    Returns:
+        One row a backend and pass.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rivals = {name: median_ms(call, device, seconds) for name, call in _passes(problem, rival).items()}
+        rows = []
+        for backend in backends:
+            for name, call in _passes(problem, backend).items():
+                ms = median_ms(call, device, seconds)
+                against = rivals[name]
+                memory = peak_mb(call, device)
+                rows.append(
+                    Row(
+                        *(op, case, str(device), threads, backend, name, round(ms, 4)),
+                        None if memory is None else round(memory, 1),
+                        *(rival, round(against, 4), round(against / ms, 3)),
+                    )
+                )
+        return rows
+    finally:
+        torch.set_num_threads(before)

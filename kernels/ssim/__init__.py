@@ -1,0 +1,5 @@
+"""Structural similarity: `ssim(x, y)`."""
+
+from .op import ssim
+
+__all__ = ["ssim"]

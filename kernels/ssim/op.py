@@ -1,0 +1,47 @@
+"""The public operation: argument checks, then the backend that fits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..dispatch import choose_backend
+from .native import ssim_native
+from .reference import ssim_reference
+
+
+def ssim(x: Tensor, y: Tensor, backend: str | None = None) -> Tensor:
+    """Structural similarity of pictures in [0, 1], pixel by pixel.
+
+        S = (2 m_x m_y + C1) (2 s_xy + C2) / ((m_x^2 + m_y^2 + C1) (s_xx + s_yy + C2))
+
+    with means m and (co)variances s under a Gaussian window of 11 pixels, sigma 1.5, that sees zeros beyond the
+    border; C1 = 0.01^2 and C2 = 0.03^2. `ssim(x, y).mean()` is the score, as 3D Gaussian Splatting trains with.
+    The native backend is deterministic: equal inputs give equal bits, for any number of threads.
+
+    Args:
+        x: [B, C, H, W]. Gradients reach x and y.
+        y: the same shape.
+        backend: "reference" or "native". None: DREAMKIT_BACKEND, else the fastest one that applies.
+
+    Returns:
+        [B, C, H, W] in [-1, 1].
+
+    Raises:
+        TypeError: no floating tensors, or of different dtypes.
+        ValueError: a wrong shape or device, or an unknown backend.
+        RuntimeError: the backend asked for is not available on this machine.
+
+    Papers: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004.
+    """
+    for name, picture in (("x", x), ("y", y)):
+        if not isinstance(picture, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(picture).__name__}.")
+        if not picture.is_floating_point() or picture.dtype != x.dtype:
+            raise TypeError(f"{name} must be floating and of the dtype of x, {x.dtype}, got {picture.dtype}.")
+        if picture.ndim != 4 or picture.shape != x.shape:
+            raise ValueError(f"{name} must have shape [B, C, H, W] like x, {list(x.shape)}, got {list(picture.shape)}.")
+        if picture.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {picture.device}.")
+    if choose_backend("ssim", backend, x) == "native":
+        return ssim_native(x, y)
+    return ssim_reference(x, y)
