@@ -21,6 +21,7 @@ BACKEND_VARIABLE = "DREAMKIT_BACKEND"
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "gaussian_rasterize": ("reference", "native", "gsplat"),
     "hash_grid": ("reference", "native"),
+    "modulate": ("reference", "native"),
     "ssim": ("reference", "native"),
     "stream_attention": ("reference", "native"),
     "volume_render": ("reference", "native"),

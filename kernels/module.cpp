@@ -9,6 +9,7 @@ NB_MODULE(_native, module) {
   module.def("instruction_set", &instruction_set_name, "The SIMD instruction set in use: baseline, avx2 or avx512.");
   bind_gaussian_rasterize(module);
   bind_hash_grid(module);
+  bind_modulate(module);
   bind_ssim(module);
   bind_stream_attention(module);
   bind_volume_render(module);

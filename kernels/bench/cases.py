@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import gaussian_rasterize, hash_grid, ssim, stream_attention, volume_render
+from .. import gaussian_rasterize, hash_grid, modulate, ssim, stream_attention, volume_render
 from ..stream_attention.reference import attend_reference
 from .measure import Problem
 
@@ -142,6 +142,18 @@ def _ssim(batch: int, side: int) -> Make:
     return make
 
 
+def _modulate(batch: int, tokens: int, dim: int) -> Make:
+    """Tokens of the embedded teacher; the gradients of all three inputs."""
+
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(batch, tokens, dim, generator=generator).to(device).requires_grad_()
+        scale, shift = (torch.randn(batch, dim, generator=generator).to(device).requires_grad_() for _ in range(2))
+        return Problem(lambda backend: [modulate.modulate(x, scale, shift, backend=backend)], [x, scale, shift])
+
+    return make
+
+
 def _stream(height: int, width: int, heads: int, dim: int, frames: int) -> Make:
     """A roll-out of a clip with window 9, sink 3 and chunks of 3, against SDPA under the mask of the whole clip."""
     stream = stream_attention.Stream(height, width, chunk=3, sink=3, window=9)
@@ -199,6 +211,8 @@ CASES: tuple[Case, ...] = (
     Case("volume_render", "march 4,096 rays", _march(4096)),
     Case("volume_render", "render 4,096 rays x 64", _render(4096, 64)),
     Case("volume_render", "resample 4,096 rays 64 -> 32", _resample(4096, 64, 32)),
+    Case("modulate", "8 x 256 tokens of 128", _modulate(8, 256, 128)),
+    Case("modulate", "48 x 64 tokens of 288", _modulate(48, 64, 288)),
     Case("ssim", "four pictures of 64x64", _ssim(4, 64)),
     Case("ssim", "one picture of 512x512", _ssim(1, 512)),
     Case("stream_attention", "chunk of 8x8 frames, 8 heads of 32", _chunk(8, 8, 8, 32), "sdpa with mask"),

@@ -41,16 +41,7 @@ def _march(
 
 
 @_march.register_fake
-def _(
-    origins: Tensor,
-    directions: Tensor,
-    occupied: Tensor,
-    box: Tensor,
-    jitter: Tensor | None,
-    step: float,
-    near: float,
-    far: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     count = torch.library.get_ctx().new_dynamic_size()
     offsets = origins.new_empty(len(origins) + 1, dtype=torch.int64)
     return origins.new_empty(count), origins.new_empty(count), offsets
@@ -117,13 +108,10 @@ def _resample(edges: Tensor, weights: Tensor, count: int, jitter: Tensor | None,
 
 
 @_weights.register_fake
-def _(densities: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor) -> Tensor:
-    return torch.empty_like(densities, memory_format=torch.contiguous_format)
-
-
 @_weights_backward.register_fake
-def _(densities: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, weights: Tensor, d_weights: Tensor) -> Tensor:
-    return torch.empty_like(densities, memory_format=torch.contiguous_format)
+@_distortion_backward.register_fake
+def _(values: Tensor, *rest: Any) -> Tensor:
+    return values.new_empty(values.shape)
 
 
 @_accumulate.register_fake
@@ -132,9 +120,7 @@ def _(weights: Tensor, values: Tensor, starts: Tensor, ends: Tensor, offsets: Te
 
 
 @_accumulate_backward.register_fake
-def _(
-    weights: Tensor, values: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, d_total: Tensor
-) -> tuple[Tensor, Tensor]:
+def _(weights: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return weights.new_empty(weights.shape), values.new_empty(values.shape)
 
 
@@ -143,13 +129,8 @@ def _(weights: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor) -> Tensor:
     return weights.new_empty(len(offsets) - 1)
 
 
-@_distortion_backward.register_fake
-def _(weights: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, d_loss: Tensor) -> Tensor:
-    return weights.new_empty(weights.shape)
-
-
 @_resample.register_fake
-def _(edges: Tensor, weights: Tensor, count: int, jitter: Tensor | None, padding: float) -> Tensor:
+def _(edges: Tensor, weights: Tensor, count: int, *rest: Any) -> Tensor:
     return edges.new_empty(len(edges), count + 1)
 
 

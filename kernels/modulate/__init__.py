@@ -1,0 +1,5 @@
+"""Layer norm modulated by a condition: `modulate(x, scale, shift)`."""
+
+from .op import modulate
+
+__all__ = ["modulate"]

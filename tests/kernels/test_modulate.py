@@ -1,0 +1,111 @@
+"""The modulated layer norm: the definition, and the native backend against it."""
+
+from typing import Any
+
+import pytest
+import torch
+from dreamkit_kernels.modulate import modulate
+from dreamkit_kernels.modulate.reference import modulate_reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck
+
+
+def inputs(batch: int, tokens: int, dim: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((batch, tokens, dim), (batch, dim), (batch, dim))
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def both_ways(*given: Tensor) -> list[list[Tensor]]:
+    results = []
+    for backend in ("native", "reference"):
+        out = modulate(*given, backend=backend)
+        incoming = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
+        results.append([out.detach(), *torch.autograd.grad(out, given, incoming)])
+    return results
+
+
+def test_definition() -> None:
+    x, scale, shift = (item.detach() for item in inputs(2, 3, 6, dtype=torch.float64))
+    out = modulate(x, scale, shift, 0.1)
+    row = x[1, 2]
+    normal = (row - row.mean()) / torch.sqrt(((row - row.mean()) ** 2).mean() + 0.1)
+    torch.testing.assert_close(out[1, 2], normal * (1 + scale[1]) + shift[1])
+
+
+def test_gradients_of_the_reference() -> None:
+    assert gradcheck(lambda x, a, b: modulate_reference(x, a, b, 1e-5), inputs(2, 3, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (2, 3, 7), (1, 5, 8), (3, 70, 30), (8, 64, 288), (4, 256, 128), (0, 4, 8)]
+)
+def test_as_the_reference(shape: tuple[int, int, int]) -> None:
+    native, reference = both_ways(*inputs(*shape))
+    for name, one, other in zip(("out", "dx", "dscale", "dshift"), native, reference, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_rows_far_from_zero() -> None:
+    """The variance of a small wave on a large constant."""
+    x, scale, shift = (item.detach() for item in inputs(1, 4, 64))
+    far = (1000 + x).requires_grad_()
+    out = modulate(far, scale, shift, backend="native")
+    expected = modulate_reference(far.double(), scale.double(), shift.double(), 1e-5)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-3)
+
+
+def test_the_bits_do_not_depend_on_the_threads() -> None:
+    given = inputs(6, 80, 136)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(both_ways(*given)[0])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def test_it_compiles() -> None:
+    given = inputs(2, 4, 16)
+    compiled = torch.compile(
+        lambda *t: modulate(*t, backend="native").square().sum(), fullgraph=True, backend="aot_eager"
+    )
+    expected = torch.autograd.grad(modulate(*given, backend="native").square().sum(), given)
+    for one, other in zip(torch.autograd.grad(compiled(*given), given), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_operator_is_registered_well() -> None:
+    torch.library.opcheck(torch.ops.dreamkit.modulate.default, (*inputs(2, 3, 8), 1e-5))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(0, 9), st.integers(2, 40), st.integers(0, 10**6))
+def test_any_size(batch: int, tokens: int, dim: int, seed: int) -> None:
+    x, scale, shift = (item.detach() for item in inputs(batch, tokens, dim, seed))
+    native, reference = (modulate(x, scale, shift, 1e-3, backend) for backend in ("native", "reference"))
+    torch.testing.assert_close(native, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": None}, TypeError, "x must be a torch.Tensor"),
+        ({"x": torch.zeros(2, 8)}, ValueError, r"x must have shape \[B, N, D\]"),
+        ({"x": torch.zeros(2, 3, 0)}, ValueError, r"x must have shape \[B, N, D\]"),
+        ({"scale": torch.zeros(2, 7)}, ValueError, r"scale must have shape \[2, 8\], got \[2, 7\]"),
+        ({"shift": torch.zeros(8)}, ValueError, "shift must have shape"),
+        ({"shift": torch.zeros(2, 8).double()}, TypeError, "shift must be floating and of the dtype of x"),
+        ({"scale": torch.zeros(2, 8, device="meta")}, ValueError, "scale must be on the device of x"),
+    ],
+)
+def test_what_is_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"x": torch.zeros(2, 3, 8), "scale": torch.zeros(2, 8), "shift": torch.zeros(2, 8)} | change
+    with pytest.raises(error, match=message):
+        modulate(**arguments)
