@@ -10,6 +10,7 @@ It is an ordinary diffusers model: `save_pretrained` / `from_pretrained`, a conf
 `UNet2DConditionModel` plus an optional `camera`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn import functional
 
 POSE_DIM = 12  # camera_to_world[:3, :4], row-major
 TEXT_POOLS = 4  # attention-weighted means of the text tokens that modulate every block
+RAY_DIM = 30
 
 
 @dataclass
@@ -59,6 +61,34 @@ def grid_features(side: int, dim: int) -> Tensor:
     rows = axis[:, None].expand(side, side, -1)
     columns = axis[None].expand(side, side, -1)
     return torch.cat([rows, columns], dim=-1).reshape(1, side * side, dim)
+
+
+def ray_features(camera: Tensor, side: int, fov_y: float) -> Tensor:
+    """Where the rays through the cells of a square grid run in the world.
+
+    Of each ray o + t d, the direction d (unit length) and the point closest to the origin p = o - (o . d) d, with sin
+    and cos of pi and 2 pi times both. A pose that only modulates would have to be combined with the shape of every
+    object; where a ray runs, a token can look up by itself (light fields: Sitzmann et al., arXiv 2106.02634).
+
+    Args:
+        camera: camera_to_world[:3, :4] row-major, [B, 12]; a row of zeros is no camera and gives zeros.
+        side: cells along an axis.
+        fov_y: angle of view, degrees.
+
+    Returns:
+        [B, side * side, 30], rows first.
+    """
+    pose = camera.unflatten(1, (3, 4))
+    axis = ((torch.arange(side, device=camera.device) + 0.5) / side * 2 - 1) * math.tan(math.radians(fov_y) / 2)
+    y, x = torch.meshgrid(-axis, axis, indexing="ij")
+    local = torch.stack([x, y, -torch.ones_like(x)], dim=-1).flatten(0, 1).to(camera.dtype)
+    direction = functional.normalize(torch.einsum("bij,nj->bni", pose[:, :, :3], local), dim=-1)
+    origin = pose[:, None, :, 3]
+    closest = origin - (origin * direction).sum(dim=-1, keepdim=True) * direction
+    both = torch.cat([closest, direction], dim=-1)
+    angles = torch.cat([math.pi * both, 2 * math.pi * both], dim=-1)
+    given = (camera.abs().sum(dim=-1) > 0)[:, None, None]
+    return torch.cat([both, angles.sin(), angles.cos()], dim=-1) * given
 
 
 class Attention(nn.Module):
@@ -121,7 +151,7 @@ class Block(nn.Module):
             nn.init.zeros_(self.attn2.to_out.weight)
 
     def forward(self, x: Tensor, cond: Tensor, context: Tensor) -> Tensor:
-        """Map tokens [B, N, D] under the activated condition [B, C] and the text tokens [B, L, E] to [B, N, D]."""
+        """Map tokens [B, N, D] under the activated condition [B, C] and the context [B, L, E] to [B, N, D]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(cond)[:, None].chunk(6, dim=-1)
         x = x + gate1 * self.attn1(self.norm1(x) * (1 + scale1) + shift1)
         if self.attn2 is not None and self.norm2 is not None:
@@ -146,6 +176,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         cond_dim: width of the vector that modulates every block.
         cross_attention_dim: width of the text encoder's tokens.
         camera_conditioning: whether a camera pose may be given.
+        fov_y: angle of view of the given cameras, degrees.
 
     Raises:
         ValueError: a size that is not a multiple of what it must be.
@@ -169,6 +200,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         cond_dim: int = 192,
         cross_attention_dim: int = 128,
         camera_conditioning: bool = True,
+        fov_y: float = 40.0,
     ) -> None:
         super().__init__()
         if sample_size < 8 or sample_size % 8:
@@ -216,12 +248,16 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
             )
             # Stands for "no camera given", so that the same network is also a text-only teacher.
             self.no_camera = nn.Parameter(torch.zeros(cond_dim))
+            self.ray_outer = nn.Linear(RAY_DIM, outer_dim, bias=False)
+            self.ray_inner = nn.Linear(RAY_DIM, inner_dim, bias=False)
+            nn.init.zeros_(self.ray_outer.weight)
+            nn.init.zeros_(self.ray_inner.weight)
 
-    def _condition(self, timestep: Tensor, context: Tensor, camera: Tensor | None) -> Tensor:
-        """Sum of time, pooled text and camera embeddings, activated: [B, cond_dim]."""
-        features = timestep_features(timestep, self.config.cond_dim).to(context.dtype)
-        weights = self.text_pool(context).softmax(dim=1)
-        pooled = torch.einsum("blp,bld->bpd", weights, context).flatten(1)
+    def _condition(self, timestep: Tensor, text: Tensor, camera: Tensor | None) -> Tensor:
+        """The activated sum of time, pooled text and camera embeddings: [B, cond_dim]."""
+        features = timestep_features(timestep, self.config.cond_dim).to(text.dtype)
+        weights = self.text_pool(text).softmax(dim=1)
+        pooled = torch.einsum("blp,bld->bpd", weights, text).flatten(1)
         cond = self.time_embedding(features) + self.text_projection(pooled)
         if self.camera_embedding is not None:
             if camera is None:
@@ -229,8 +265,17 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
             else:
                 # A row of zeros is no pose: that sample has no camera (dropout in training, mixed batches).
                 given = camera.abs().sum(dim=-1, keepdim=True) > 0
-                cond = cond + torch.where(given, self.camera_embedding(camera.to(cond.dtype)), self.no_camera)
+                cond = cond + torch.where(given, self.camera_embedding(camera), self.no_camera)
         return functional.silu(cond)
+
+    def _positions(self, camera: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What is added to the tokens at patch 4 and at patch 8: where they are, and where their rays run."""
+        if self.camera_embedding is None or camera is None:
+            return self.position_outer, self.position_inner
+        side, fov_y = self.config.sample_size // 8, self.config.fov_y
+        outer = self.ray_outer(ray_features(camera.float(), 2 * side, fov_y).to(dtype))
+        inner = self.ray_inner(ray_features(camera.float(), side, fov_y).to(dtype))
+        return self.position_outer + outer, self.position_inner + inner
 
     def forward(
         self,
@@ -259,24 +304,27 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         if sample.shape[1:] != expected:
             raise ValueError(f"sample must be [B, {', '.join(map(str, expected))}], got {list(sample.shape)}")
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
-        cond = self._condition(timestep, encoder_hidden_states, camera)
+        context = encoder_hidden_states
+        camera = None if camera is None else camera.to(context.dtype)
+        cond = self._condition(timestep, context, camera)
+        position_outer, position_inner = self._positions(camera, context.dtype)
         height, width = sample.shape[2] // 4, sample.shape[3] // 4
 
         stem = self.stem(sample)
         patches = functional.pixel_unshuffle(stem, 4).flatten(2).transpose(1, 2)
-        tokens = self.patch_in(patches) + self.position_outer
+        tokens = self.patch_in(patches) + position_outer
         for block in self.down_blocks:
-            tokens = block(tokens, cond, encoder_hidden_states)
+            tokens = block(tokens, cond, context)
 
         grid = tokens.transpose(1, 2).unflatten(2, (height, width))
-        inner = self.merge(functional.pixel_unshuffle(grid, 2).flatten(2).transpose(1, 2)) + self.position_inner
+        inner = self.merge(functional.pixel_unshuffle(grid, 2).flatten(2).transpose(1, 2)) + position_inner
         for block in self.mid_blocks:
-            inner = block(inner, cond, encoder_hidden_states)
+            inner = block(inner, cond, context)
 
         grid = self.split(inner).transpose(1, 2).unflatten(2, (height // 2, width // 2))
         tokens = tokens + functional.pixel_shuffle(grid, 2).flatten(2).transpose(1, 2)
         for block in self.up_blocks:
-            tokens = block(tokens, cond, encoder_hidden_states)
+            tokens = block(tokens, cond, context)
 
         grid = self.patch_out(tokens).transpose(1, 2).unflatten(2, (height, width))
         # At little noise the output is the noise, many times amplified: the skip's gain is exponential in the time.

@@ -1,10 +1,13 @@
-"""The embedded judge: a small image-text contrastive model of the toy world, with a view classifier.
+"""The embedded judge: a small image-text contrastive model of the toy world that also tells the view.
 
 It is trained apart from the teacher (other data seed, a convolutional network instead of a transformer) on clean
 renders of every composition, held-out ones included, so that it can say whether a picture shows "a red mug" among
 all object x colour captions, and from which side. It is a judge of this world only.
 
     p(caption | image) = softmax over captions of  s <f(image), g(caption)>,   f and g unit vectors (arXiv 2103.00020)
+    p(view | image) = sum over the angle bins of that name of  p(azimuth bin | image) p(elevation bin | image)
+
+Angles in fine bins teach where the borders of the view names lie, and stay multimodal where two sides look alike.
 """
 
 import json
@@ -17,12 +20,42 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dreamkit.errors import TeacherError
+from dreamkit.scenes.cameras import view_name
 from dreamkit.toyworld.captions import COLOURS, OBJECTS, composition, vocabulary
 
 VIEWS: tuple[str, ...] = ("front", "side", "back", "overhead")
 COMPOSITIONS: tuple[tuple[str, str], ...] = tuple((colour, name) for name in OBJECTS for colour in COLOURS)
 """Every (colour, object), in the order of the judge's classes."""
 IMAGE_SIZE = 64
+AZIMUTH_BINS = 32
+"""Bins of 11.25 degrees from -180: the borders of the view names, 45 and 135 degrees, are borders of bins."""
+ELEVATION_BINS = 14
+"""Bins of 5 degrees from -10 to 60; what lies beyond falls into the outermost."""
+
+
+def azimuth_bin(azimuth: Tensor) -> Tensor:
+    """Bin indices [B] of azimuths [B] in degrees, any turn."""
+    return ((azimuth + 180) * (AZIMUTH_BINS / 360)).floor().long() % AZIMUTH_BINS
+
+
+def elevation_bin(elevation: Tensor) -> Tensor:
+    """Bin indices [B] of elevations [B] in degrees."""
+    return ((elevation + 10) / 5).floor().long().clamp(0, ELEVATION_BINS - 1)
+
+
+def view_logits(azimuth: Tensor, elevation: Tensor) -> Tensor:
+    """Log-probabilities of `VIEWS` [B, 4] from the logits of the angle bins [B, 32] and [B, 14].
+
+    A view's share is that of the bins whose middle `view_name` calls so; overhead is decided by the elevation alone.
+    """
+    middles = [view_name(-180 + (index + 0.5) * 360 / AZIMUTH_BINS, 0.0) for index in range(AZIMUTH_BINS)]
+    heights = [view_name(0.0, -10 + (index + 0.5) * 5) for index in range(ELEVATION_BINS)]
+    above = torch.tensor([name == "overhead view" for name in heights])
+    azimuth, elevation = azimuth.log_softmax(dim=-1), elevation.log_softmax(dim=-1)
+    overhead = elevation[:, above].logsumexp(dim=-1)
+    level = elevation[:, ~above].logsumexp(dim=-1)
+    sides = [torch.tensor([middle == f"{name} view" for middle in middles]) for name in VIEWS[:3]]
+    return torch.stack([*(level + azimuth[:, side].logsumexp(dim=-1) for side in sides), overhead], dim=-1)
 
 
 class ResidualBlock(nn.Module):
@@ -42,7 +75,7 @@ class ResidualBlock(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """Image tower, text tower and view head.
+    """Image tower, text tower and angle heads.
 
     Args:
         width: channels of the first stage; each of the next three doubles them up to eight-fold.
@@ -61,16 +94,22 @@ class JudgeNetwork(nn.Module):
         # 4x4 positions are kept: the side a beak points to is where it is, not only that it is there.
         self.flatten = nn.Linear(16 * channels, 2 * embedding)
         self.image_head = nn.Linear(2 * embedding, embedding)
-        self.view_head = nn.Linear(2 * embedding, len(VIEWS))
+        self.azimuth_head = nn.Linear(2 * embedding, AZIMUTH_BINS)
+        self.elevation_head = nn.Linear(2 * embedding, ELEVATION_BINS)
         self.words = nn.EmbeddingBag(len(vocabulary()), embedding, mode="sum")
         self.text_head = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.log_scale = nn.Parameter(torch.tensor(2.5))
         self.word_index = {word: index for index, word in enumerate(vocabulary())}
 
-    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings [B, E] and view logits [B, 4] of pictures [B, 3, 64, 64] in [0, 1]."""
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What pictures [B, 3, 64, 64] in [0, 1] hold.
+
+        Returns:
+            Unit embeddings [B, E] and the logits of azimuth bins [B, 32] and elevation bins [B, 14].
+        """
         hidden = functional.silu(self.flatten(self.stages(2 * images - 1).flatten(1)))
-        return functional.normalize(self.image_head(hidden), dim=-1), self.view_head(hidden)
+        embedded = functional.normalize(self.image_head(hidden), dim=-1)
+        return embedded, self.azimuth_head(hidden), self.elevation_head(hidden)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings [N, E] of captions; words of no meaning to this world are passed over."""
@@ -84,10 +123,10 @@ class JudgeNetwork(nn.Module):
         # The residual keeps captions of different words apart from the first step on.
         return functional.normalize(embedded + self.text_head(embedded), dim=-1)
 
-    def forward(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Scaled similarities [B, N] of pictures and captions, and view logits [B, 4]."""
-        embedded, views = self.encode_images(images)
-        return self.log_scale.exp() * embedded @ self.encode_texts(texts).T, views
+    def forward(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled similarities [B, N] of pictures and captions, and the logits of the angle bins."""
+        embedded, azimuth, elevation = self.encode_images(images)
+        return self.log_scale.exp() * embedded @ self.encode_texts(texts).T, azimuth, elevation
 
 
 class Judge:
@@ -115,9 +154,9 @@ class Judge:
             images = functional.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="area")
         logits, views = [], []
         for chunk in images.float().cpu().split(256):
-            embedded, view = self.network.encode_images(chunk)
+            embedded, azimuth, elevation = self.network.encode_images(chunk)
             logits.append(self.network.log_scale.exp() * embedded @ self._captions.T)
-            views.append(view)
+            views.append(view_logits(azimuth, elevation))
         return torch.cat(logits), torch.cat(views)
 
 
@@ -133,6 +172,26 @@ def save_judge(network: JudgeNetwork, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def load_network(folder: Path) -> JudgeNetwork:
+    """The network that `save_judge` wrote, in float32.
+
+    Raises:
+        TeacherError: the folder holds no readable judge of this toy world.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        network = JudgeNetwork(**json.loads((folder / "config.json").read_text()))
+        state = load_file(folder / "model.safetensors")
+        network.load_state_dict({name: value.float() for name, value in state.items()})
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise TeacherError(f"No readable judge in {folder}: {error}.", "Reinstall dreamkit, or retrain it.") from error
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        raise TeacherError(f"The judge in {folder} has weights that are not finite.", "Reinstall dreamkit.")
+    return network
+
+
 def load_judge(folder: Path | None = None) -> Judge:
     """Load a judge.
 
@@ -142,19 +201,8 @@ def load_judge(folder: Path | None = None) -> Judge:
     Raises:
         TeacherError: the folder holds no readable judge of this toy world.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if folder is None:
         from importlib.resources import files
 
         folder = Path(str(files("dreamkit_assets") / "toyworld-judge"))
-    try:
-        network = JudgeNetwork(**json.loads((folder / "config.json").read_text()))
-        state = load_file(folder / "model.safetensors")
-        network.load_state_dict({name: value.float() for name, value in state.items()})
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(f"No readable judge in {folder}: {error}.", "Reinstall dreamkit, or retrain it.") from error
-    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
-        raise TeacherError(f"The judge in {folder} has weights that are not finite.", "Reinstall dreamkit.")
-    return Judge(network)
+    return Judge(load_network(folder))

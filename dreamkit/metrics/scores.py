@@ -80,6 +80,7 @@ def score_views(judge: Judge, images: Tensor, azimuths: Tensor, prompt: str) -> 
         scores["r_precision"] = scores["object"]
     if target.name in FRONTED:
         away = (torch.remainder(azimuths + 180, 360) - 180).abs() > FRONT_ARC
-        looks_front = view_logits.argmax(dim=-1) == VIEWS.index("front")
+        # Elevations are known to be moderate: overhead is no answer.
+        looks_front = view_logits[:, :3].argmax(dim=-1) == VIEWS.index("front")
         scores["janus"] = share(looks_front[away].tolist()) if bool(away.any()) else None
     return scores

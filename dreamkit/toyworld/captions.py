@@ -139,8 +139,8 @@ class CaptionWriter:
         text = self.phrase(things[0])
         if relation is not None:
             text = f"{text} {self.choose(RELATIONS[relation])} {self.phrase(things[1])}"
-        text = self.choose(PREFIXES) + text
-        return text + (self.choose(VIEW_SUFFIXES).format(view=view) if view else "")
+        suffix = self.choose(VIEW_SUFFIXES).format(view=view) if view else ""
+        return self.choose(PREFIXES) + text + suffix.replace("the overhead", "overhead")
 
 
 def with_article(phrase: str, article: str = "a") -> str:

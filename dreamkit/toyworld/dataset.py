@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from dreamkit.files import atomic_path
 from dreamkit.scenes.cameras import Camera, view_name
@@ -222,7 +223,7 @@ class ToyWorld:
             scene = [self._thing(OBJECTS[first], _SIZE_NAMES[size], writer)]
             if relation:
                 scene.append(self._thing(OBJECTS[second], "", writer))
-            view = view_name(*self.cache["angles"][row].tolist()).removesuffix(" view")
+            view = view_name(*self.angles(row).tolist()).removesuffix(" view")
             named = view if writer.chance(0.5) else None
             things.append(scene)
             views.append(view)
@@ -240,3 +241,19 @@ class ToyWorld:
         look = shading.random_look(poses, geometry.code.shape[-1] // 2, generator)
         jitter = 0.04 * (2 * torch.rand(len(rows), 3, generator=generator) - 1)
         return shading.shade(geometry, things, look, jitter)
+
+    def angles(self, rows: Tensor | int) -> Tensor:
+        """Azimuth and elevation of cached views in degrees, [B, 2] (or [2] of one)."""
+        return self.cache["angles"][rows]
+
+    def shapes(self, rows: Tensor) -> Tensor:
+        """What is where in cached views, at half the pictures' size: [B, 4, S/2, S/2].
+
+        Channel 0 is the share covered by an object, 1 to 3 the surface normal in camera axes (x right, y up, z
+        towards the camera) times that share.
+        """
+        covered = (self.cache["code"][rows] != shading.NOTHING).float()
+        normal = self.cache["normal"][rows].float() / 127
+        rotation = self.cache["pose"][rows].view(-1, 3, 4)[:, :, :3]
+        normal = torch.einsum("bhwi,bij->bjhw", normal, rotation) * covered[:, None]
+        return functional.avg_pool2d(torch.cat([covered[:, None], normal], dim=1), 4)

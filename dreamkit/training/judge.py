@@ -1,8 +1,8 @@
 """Trains the embedded judge on clean renders of the toy world: `dreamkit teachers train judge`.
 
-Contrastive over all object x colour captions (wording varied), plus a view classifier on objects that have a
-front. Pictures are blurred, dimmed and shifted a little, so that the judge looks at what is shown and not at how
-crisp it is.
+Contrastive over all object x colour captions (wording varied), plus the elevation, and of objects that have a front
+the azimuth, in bins. Pictures are blurred, dimmed and shifted a little, so that the judge looks at what is shown and
+not at how crisp it is.
 """
 
 import math
@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dreamkit.metrics.judge import COMPOSITIONS, VIEWS, Judge, JudgeNetwork, save_judge
+from dreamkit.metrics.judge import (
+    COMPOSITIONS,
+    VIEWS,
+    Judge,
+    JudgeNetwork,
+    azimuth_bin,
+    elevation_bin,
+    load_network,
+    save_judge,
+)
 from dreamkit.toyworld.captions import FRONTED, SYNONYMS, CaptionWriter, composition
 from dreamkit.toyworld.dataset import Batch, GeometryConfig, ToyWorld, build_cache
 from dreamkit.toyworld.muon import Muon
@@ -26,6 +35,8 @@ class JudgeOptions:
 
     out: Path = Path("outputs/teachers/judge")
     """Folder of the training run."""
+    start: Path | None = None
+    """Judge folder (as this command writes it) whose weights to start from; none starts from noise."""
     steps: int = 2200
     """Optimiser steps."""
     batch: int = 64
@@ -36,7 +47,7 @@ class JudgeOptions:
     """Seed of weights and data; another one than the teacher's."""
     workers: int = 2
     """Processes that trace geometry."""
-    geometry: GeometryConfig = field(default_factory=lambda: GeometryConfig(seed=2, pairs=0, singles=12))
+    geometry: GeometryConfig = field(default_factory=lambda: GeometryConfig(seed=2, pairs=0))
     """What it is trained on."""
     test_geometry: GeometryConfig = field(default_factory=lambda: GeometryConfig(seed=3, pairs=0, singles=3))
     """What its own accuracy is measured on: other shapes, cameras and colours."""
@@ -49,6 +60,20 @@ def targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     view = torch.tensor([VIEWS.index(name) for name in batch.views])
     fronted = torch.tensor([name in FRONTED for _, name in pairs])
     return label, view, fronted
+
+
+def angle_loss(azimuth: Tensor, elevation: Tensor, angles: Tensor, fronted: Tensor) -> Tensor:
+    """Cross-entropy of the angle bins.
+
+    Args:
+        azimuth: logits [B, 32]; counts for objects that have a front.
+        elevation: logits [B, 14].
+        angles: [B, 2] true azimuth and elevation, degrees.
+        fronted: [B] whether the object has a front.
+    """
+    loss = functional.cross_entropy(elevation, elevation_bin(angles[:, 1]))
+    each = functional.cross_entropy(azimuth, azimuth_bin(angles[:, 0]), reduction="none")
+    return loss + (each * fronted).sum() / fronted.sum().clamp_min(1)
 
 
 def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -81,26 +106,25 @@ def train_judge(
         report: called after every step with the step and its metrics.
 
     Returns:
-        The judge's folder and its accuracies on held-out renders: `object`, `colour`, `composition`, `view`.
+        The judge's folder and its accuracies on held-out renders, see `measure_judge`.
     """
     world = ToyWorld(build_cache(options.geometry, options.out / "geometry", options.workers), hold_out=False)
     torch.manual_seed(options.seed)
-    network = JudgeNetwork()
+    network = JudgeNetwork() if options.start is None else load_network(options.start)
     optimizers = make_optimizers(network)
     for step in range(options.steps):
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
         batch = world.sample(options.batch, generator, singles_only=True)
-        label, view, fronted = targets(batch)
+        label, _, fronted = targets(batch)
         writer = CaptionWriter(generator)
         captions = [composition(*pair) for pair in COMPOSITIONS]
         if writer.chance(0.5):
             word = writer.choose(tuple(SYNONYMS))
             synonym = writer.choose(SYNONYMS[word])
             captions = [caption.replace(word, synonym) for caption in captions]
-        logits, view_logits = network(disturb(batch.images, generator), captions)
+        logits, azimuth, elevation = network(disturb(batch.images, generator), captions)
         loss = functional.cross_entropy(logits, label)
-        if bool(fronted.any()):  # the mean over nothing would be NaN
-            loss = loss + functional.cross_entropy(view_logits[fronted], view[fronted])
+        loss = loss + angle_loss(azimuth, elevation, world.angles(batch.rows), fronted)
         factor = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
         loss.backward()
         for optimizer in optimizers:
@@ -114,20 +138,26 @@ def train_judge(
 
 
 def measure_judge(judge: Judge, options: JudgeOptions, count: int = 4000) -> dict[str, float]:
-    """Accuracies of a judge on `count` renders of shapes it was not trained on."""
+    """Accuracies of a judge on `count` renders of shapes it was not trained on.
+
+    `view` is over all four names; `turn` over front, side and back where the camera is known not to be overhead, as
+    in the renders that `janus` scores come from.
+    """
     world = ToyWorld(build_cache(options.test_geometry, options.out / "geometry", options.workers), hold_out=False)
     generator = torch.Generator().manual_seed(1)
     verdicts = []
     for start in range(0, count, 250):  # thousands of pictures at once would take gigabytes
         batch = world.sample(min(250, count - start), generator, singles_only=True)
-        logits, view_logits = judge.verdicts(batch.images)
-        verdicts.append((logits.argmax(dim=-1), view_logits.argmax(dim=-1), *targets(batch)))
-    best, side, label, view, fronted = (torch.cat(parts) for parts in zip(*verdicts, strict=True))
+        logits, views = judge.verdicts(batch.images)
+        verdicts.append((logits.argmax(dim=-1), views, *targets(batch)))
+    best, views, label, view, fronted = (torch.cat(parts) for parts in zip(*verdicts, strict=True))
+    level = fronted & (view != VIEWS.index("overhead"))
     said = [COMPOSITIONS[index] for index in best.tolist()]
     truth = [COMPOSITIONS[index] for index in label.tolist()]
     return {
         "object": sum(a[1] == b[1] for a, b in zip(said, truth, strict=True)) / count,
         "colour": sum(a[0] == b[0] for a, b in zip(said, truth, strict=True)) / count,
         "composition": sum(a == b for a, b in zip(said, truth, strict=True)) / count,
-        "view": float((side == view)[fronted].float().mean()),
+        "view": float((views.argmax(dim=-1) == view)[fronted].float().mean()),
+        "turn": float((views[:, :3].argmax(dim=-1) == view)[level].float().mean()),
     }

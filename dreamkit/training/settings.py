@@ -109,7 +109,7 @@ _TOY_OPTIONS: dict[str, dict[str, Any]] = {
     "sds": {
         "guidance": 6.0,
         "weighting": "sigma_ratio",
-        "timesteps": {"level": [0.0, 0.98, 0.10, 1.0], "jitter": 0.04},
+        "timesteps": {"level": [0.0, 0.94, 0.04, 1.0], "jitter": 0.03},
     },
 }
 _GENERAL_OPTIONS: dict[str, dict[str, Any]] = {

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from dreamkit.diffusion.hourglass import HourglassTransformer, timestep_features
+from dreamkit.diffusion.hourglass import RAY_DIM, HourglassTransformer, ray_features, timestep_features
+from dreamkit.scenes.cameras import Camera
 
 TINY: dict[str, Any] = {
     "sample_size": 16,
@@ -121,6 +123,27 @@ class TestCamera:
         given.pop("camera")
         with torch.no_grad():
             assert network(**given).sample.shape == (2, 3, 16, 16)
+
+
+class TestRays:
+    camera = Camera.orbit([30.0, -100.0, 170.0], [20.0, 50.0, -10.0], [3.0, 2.8, 3.2], 40.0, 6, 6)
+
+    def test_they_are_those_of_the_camera(self) -> None:
+        origins, directions = (item.reshape(3, 36, 3) for item in self.camera.rays())
+        directions = functional.normalize(directions, dim=-1)
+        closest = origins - (origins * directions).sum(dim=-1, keepdim=True) * directions
+        features = ray_features(self.camera.pose, 6, 40.0)
+        assert features.shape == (3, 36, RAY_DIM)
+        torch.testing.assert_close(features[..., :3], closest, rtol=0, atol=1e-5)
+        torch.testing.assert_close(features[..., 3:6], directions, rtol=0, atol=1e-5)
+        torch.testing.assert_close(features[..., 6:12], torch.sin(torch.pi * features[..., :6]), rtol=0, atol=1e-5)
+
+    def test_no_camera_has_none(self) -> None:
+        pose = self.camera.pose.clone()
+        pose[1] = 0
+        features = ray_features(pose, 4, 40.0)
+        assert not features[1].any()
+        assert features[0].any()
 
 
 class TestNumbers:

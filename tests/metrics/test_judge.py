@@ -7,10 +7,24 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dreamkit.errors import TeacherError
 from dreamkit.metrics import judge as judge_module
-from dreamkit.metrics.judge import COMPOSITIONS, VIEWS, Judge, JudgeNetwork, load_judge, save_judge
+from dreamkit.metrics.judge import (
+    AZIMUTH_BINS,
+    COMPOSITIONS,
+    ELEVATION_BINS,
+    VIEWS,
+    Judge,
+    JudgeNetwork,
+    azimuth_bin,
+    elevation_bin,
+    load_judge,
+    save_judge,
+    view_logits,
+)
+from dreamkit.scenes.cameras import view_name
 from dreamkit.toyworld.captions import COLOURS, OBJECTS, composition
 
 EMBEDDED = Path(judge_module.__file__).parents[2] / "assets" / "toyworld-judge"
@@ -39,6 +53,35 @@ class TestClasses:
         assert VIEWS == ("front", "side", "back", "overhead")
 
 
+class TestViews:
+    azimuth = 720 * torch.rand(500, generator=torch.Generator().manual_seed(2)) - 360
+    elevation = 70 * torch.rand(500, generator=torch.Generator().manual_seed(3)) - 10
+
+    def test_sure_angles_give_the_name_of_the_view(self) -> None:
+        sure = view_logits(
+            30.0 * functional.one_hot(azimuth_bin(self.azimuth), AZIMUTH_BINS),
+            30.0 * functional.one_hot(elevation_bin(self.elevation), ELEVATION_BINS),
+        )
+        said = [f"{VIEWS[index]} view" for index in sure.argmax(dim=-1).tolist()]
+        angles = zip(self.azimuth.tolist(), self.elevation.tolist(), strict=True)
+        assert said == [view_name(*pair) for pair in angles]
+
+    def test_they_are_probabilities(self) -> None:
+        generator = torch.Generator().manual_seed(4)
+        azimuth = torch.randn(5, AZIMUTH_BINS, generator=generator)
+        elevation = torch.randn(5, ELEVATION_BINS, generator=generator)
+        torch.testing.assert_close(view_logits(azimuth, elevation).exp().sum(dim=-1), torch.ones(5))
+
+    def test_knowing_nothing(self) -> None:
+        flat = view_logits(torch.zeros(1, AZIMUTH_BINS), torch.zeros(1, ELEVATION_BINS)).exp()[0]
+        level = 11 / 14
+        torch.testing.assert_close(flat, torch.tensor([level / 4, level / 2, level / 4, 3 / 14]))
+
+    def test_angles_beyond_the_range(self) -> None:
+        assert elevation_bin(torch.tensor([-90.0, 90.0])).tolist() == [0, ELEVATION_BINS - 1]
+        assert azimuth_bin(torch.tensor([180.0, -180.0, 540.0])).tolist() == [0, 0, 0]
+
+
 class TestVerdicts:
     def test_they_are_the_scaled_cosines(self) -> None:
         network = tiny()
@@ -47,12 +90,12 @@ class TestVerdicts:
         logits, views = judge.verdicts(images)
         assert logits.shape == (3, len(COMPOSITIONS))
         assert views.shape == (3, 4)
-        embedded, view = network.encode_images(images)
+        embedded, azimuth, elevation = network.encode_images(images)
         texts = network.encode_texts([composition(*pair) for pair in COMPOSITIONS])
         for unit in (embedded, texts):
             torch.testing.assert_close(unit.norm(dim=-1), torch.ones(len(unit)))
         torch.testing.assert_close(logits, network.log_scale.exp() * embedded @ texts.T)
-        torch.testing.assert_close(views, view)
+        torch.testing.assert_close(views, view_logits(azimuth, elevation))
         assert float(logits.abs().max()) <= float(network.log_scale.exp()) * (1 + 1e-5)
 
     def test_larger_pictures_are_averaged_down(self) -> None:

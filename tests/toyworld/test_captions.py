@@ -98,6 +98,8 @@ class TestDrawnCaptions:
             assert wording in text
         for suffix in VIEW_SUFFIXES:
             assert suffix.format(view="front") in text
+        assert "seen from overhead" in text
+        assert "the overhead" not in text
 
     def test_articles(self, drawn: tuple[list[str], list[list[Thing]], list[str]]) -> None:
         for caption in drawn[0]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from toy_caches import write_cache
 
 from dreamkit.scenes.cameras import Camera, view_name
 from dreamkit.toyworld import dataset, shading
@@ -185,3 +186,26 @@ class TestSamples:
         free = ToyWorld(cache, hold_out=False).sample(3000, torch.Generator().manual_seed(0))
         drawn = {(thing.colour, thing.name) for scene in free.things for thing in scene}
         assert set(HELD_OUT) & drawn
+
+
+class TestShapes:
+    def test_they_are_in_the_axes_of_the_camera(self, tmp_path: Path) -> None:
+        """The drawn cache turns the normals of a ball, known in camera axes, into the world's."""
+        world = ToyWorld(write_cache(tmp_path / "drawn.safetensors", size=64, views=4, pairs=0))
+        shapes = world.shapes(torch.arange(len(world)))
+        assert shapes.shape == (len(world), 4, 16, 16)
+        covered, normal = shapes[:, 0], shapes[:, 1:]
+        assert float(covered.min()) == 0
+        assert float(covered.max()) == 1
+        inside = covered == 1
+        assert float(normal[:, 2][inside].min()) > 0  # what is seen faces the camera
+        left, right = normal[:, 0, :, :8].sum(dim=(1, 2)), normal[:, 0, :, 8:].sum(dim=(1, 2))
+        top, bottom = normal[:, 1, :8].sum(dim=(1, 2)), normal[:, 1, 8:].sum(dim=(1, 2))
+        for one, other in ((left, right), (bottom, top)):
+            assert float(one.max()) < -1
+            torch.testing.assert_close(one, -other, rtol=0.05, atol=0.1)
+
+    def test_traced_shapes_face_the_camera(self, world: ToyWorld) -> None:
+        shapes = world.shapes(torch.arange(len(world)))
+        inside = shapes[:, 0] == 1
+        assert float((shapes[:, 3][inside] > 0).float().mean()) > 0.97

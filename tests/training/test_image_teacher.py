@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     "outer_dim": 32,
     "outer_depth": 1,
     "inner_dim": 64,
-    "inner_depth": 2,
+    "inner_depth": 3,
     "head_dim": 16,
     "cond_dim": 32,
     "cross_attention_dim": 32,
@@ -72,9 +72,11 @@ class Stopped(Exception):
 class TestTraining:
     def test_the_loss_falls(self, cache: Path) -> None:
         run = trainer(cache, steps=60, batch=16, warmup=5, cooldown=1, lr=0.02, lr_rest=0.01)
-        losses = [run.train_step() for _ in range(30)]
-        first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
-        assert last < 0.9 * first, losses
+        steps = [run.train_step() for _ in range(30)]
+        for name in ("loss", "shape"):
+            losses = [step[name] for step in steps]
+            first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
+            assert last < 0.9 * first, (name, losses)
 
     def test_an_untrained_network_has_the_loss_of_predicting_nothing(self, cache: Path) -> None:
         """Its last layer starts at zero: the loss is the mean square of v itself."""
@@ -83,7 +85,7 @@ class TestTraining:
         x0 = 2 * batch.images - 1
         eps = torch.randn(x0.shape, generator=generator)
         velocity = run.schedule.velocity(x0, eps, run.schedule.from_timestep(index))
-        assert run.train_step() == pytest.approx(float(velocity.square().mean()), rel=1e-4)
+        assert run.train_step()["loss"] == pytest.approx(float(velocity.square().mean()), rel=1e-4)
 
     def test_the_average_follows(self, cache: Path) -> None:
         run = trainer(cache, ema=0.5)
@@ -242,7 +244,8 @@ class TestResuming:
         folder = first.export(tmp_path / "teacher")
         second = trainer(cache, start=folder, seed=5)
         for name, parameter in second.networks.named_parameters():
-            torch.testing.assert_close(parameter, first.average[name].half().float(), rtol=0, atol=0)
+            if not name.startswith("shape_head"):  # it only serves training, and is not exported
+                torch.testing.assert_close(parameter, first.average[name].half().float(), rtol=0, atol=0)
         assert second.step == 0
         with pytest.raises(CheckpointError, match="denoiser"):
             trainer(cache, start=tmp_path / "nowhere")
@@ -293,7 +296,7 @@ class TestExport:
         tokens = run.tokenizer(prompts, padding="max_length", max_length=PROMPT_LENGTH, return_tensors="pt")
         with torch.no_grad():
             index = run.schedule.to_timestep(t)
-            expected = average(x_t, index, tokens["input_ids"], camera)
+            expected, _ = average(x_t, index, tokens["input_ids"], camera)
             got = teacher.predict(x_t, t, teacher.encode_prompt(prompts), camera)
         assert float(expected.abs().mean()) > 1e-3
         torch.testing.assert_close(got.v, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))

@@ -6,13 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from toy_caches import write_cache
 
-from dreamkit.metrics.judge import COMPOSITIONS, VIEWS, Judge, JudgeNetwork, load_judge
+from dreamkit.metrics.judge import (
+    AZIMUTH_BINS,
+    COMPOSITIONS,
+    ELEVATION_BINS,
+    VIEWS,
+    Judge,
+    JudgeNetwork,
+    azimuth_bin,
+    elevation_bin,
+    load_judge,
+)
 from dreamkit.toyworld.captions import FRONTED, Thing
 from dreamkit.toyworld.dataset import Batch, ToyWorld
 from dreamkit.training import judge
-from dreamkit.training.judge import JudgeOptions, disturb, measure_judge, targets, train_judge
+from dreamkit.training.judge import JudgeOptions, angle_loss, disturb, measure_judge, targets, train_judge
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +111,33 @@ class TestDisturb:
             assert float(moved[0, 0]) < 0.1
 
 
+class TestAngleLoss:
+    def test_only_objects_with_a_front_have_an_azimuth(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        azimuth = torch.randn(6, AZIMUTH_BINS, generator=generator)
+        elevation = torch.randn(6, ELEVATION_BINS, generator=generator)
+        angles = torch.tensor([[-170.0, 0], [-50, 10], [0, 20], [60, 30], [100, 45], [179, 59]])
+        fronted = torch.tensor([True, True, False, True, False, False])
+        expected = functional.cross_entropy(azimuth[fronted], azimuth_bin(angles[fronted, 0]))
+        expected = expected + functional.cross_entropy(elevation, elevation_bin(angles[:, 1]))
+        torch.testing.assert_close(angle_loss(azimuth, elevation, angles, fronted), expected)
+
+
 class TestTraining:
     def test_the_loss_falls(self, tmp_path: Path) -> None:
         losses, folder, accuracy = train(tmp_path, steps=40, batch=12, lr=1e-2)
         first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
         assert last < 0.93 * first, losses
-        assert set(accuracy) == {"object", "colour", "composition", "view"}
+        assert set(accuracy) == {"object", "colour", "composition", "view", "turn"}
         assert all(0 <= value <= 1 for value in accuracy.values())
         again = measure_judge(load_judge(folder), JudgeOptions(out=tmp_path), 60)
         assert again == pytest.approx(accuracy, abs=0.05)  # float16 on the disk
+
+    def test_from_the_weights_of_another(self, tmp_path: Path) -> None:
+        _, folder, _ = train(tmp_path / "one", steps=2)
+        torch.manual_seed(3)
+        _, kept, _ = train(tmp_path / "two", steps=1, start=folder, lr=0.0)
+        assert (kept / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
     def test_same_seed_same_file(self, tmp_path: Path) -> None:
         folders = [train(tmp_path / name, seed=seed)[1] for name, seed in (("one", 1), ("two", 1), ("other", 2))]
