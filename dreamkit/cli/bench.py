@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     require_number("--seconds", command.seconds, 0.01, 60)
     counts = command.thread_counts()
     from dreamkit_kernels.bench import CASES, machine, run_case
-    from dreamkit_kernels.dispatch import backend_report
+    from dreamkit_kernels.dispatch import DEVICES, backend_report
 
     from dreamkit.diffusion.loading import resolve_device
 
@@ -73,10 +73,11 @@ def run(arguments: Sequence[str]) -> int:
         backends = [
             status.name
             for status in backend_report()
-            if status.operation == case.op and status.available and status.name != case.rival
+            if status.operation == case.op
+            and status.available
+            and status.name != case.rival
+            and DEVICES.get(status.name, device.type) == device.type
         ]
-        if device.type != "cpu":
-            backends = [name for name in backends if name != "native"]
         problem = case.make(device)
         for threads in counts:
             new = run_case(case.op, case.name, problem, backends, case.rival, device, threads, command.seconds)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..checks import plain
 from ..dispatch import native_module
 from .types import Gaussians, Rasterization, Settings, View
 
@@ -24,8 +25,7 @@ DEPTH_COLUMN = 4
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
-    """What the extension takes: detached and contiguous."""
-    return None if tensor is None else tensor.detach().contiguous()
+    return None if tensor is None else plain(tensor)
 
 
 def _zeros_if_missing(gradient: Tensor | None, *shape: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from ..checks import check_float, check_like, check_shape
 
 ALPHA_MAX = 0.999
 """No single Gaussian is fully opaque, so that the transmittance stays invertible in the backward pass."""
@@ -111,30 +112,18 @@ class Rasterization:
     settings ask for it."""
 
 
-def _check_shape(name: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
-    """Raise TypeError or ValueError unless `tensor` is a tensor of `shape` (None: any size)."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
-    matches = tensor.dim() == len(shape) and all(
-        want is None or want == got for want, got in zip(shape, tensor.shape, strict=True)
-    )
-    if not matches:
-        wanted = ", ".join("*" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}.")
-
-
 def _check_colors(colors: Tensor, count: int, sh_degree: int | None) -> None:
     """Check plain colours against spherical harmonics and the degree asked for."""
     if not isinstance(colors, Tensor):
         raise TypeError(f"colors must be a torch.Tensor, got {type(colors).__name__}.")
     if colors.dim() == 2:
-        _check_shape("colors", colors, [count, None])
+        check_shape("colors", colors, [count, "*"])
         if colors.shape[1] == 0:
             raise ValueError("colors must have at least one channel, got shape [N, 0].")
         if sh_degree is not None:
             raise ValueError(f"sh_degree is {sh_degree}, but colors has shape [N, C] (no harmonics).")
         return
-    _check_shape("colors", colors, [count, None, 3])
+    check_shape("colors", colors, [count, "*", 3])
     bases = colors.shape[1]
     if bases not in (1, 4, 9, 16):
         raise ValueError(f"colors as harmonics must be [N, K, 3] with K = 1, 4, 9 or 16, got K = {bases}.")
@@ -144,8 +133,8 @@ def _check_colors(colors: Tensor, count: int, sh_degree: int | None) -> None:
 
 def _check_view(view: View) -> None:
     """Check shapes, image size and clipping planes."""
-    _check_shape("view_matrices", view.view_matrices, [None, 4, 4])
-    _check_shape("intrinsics", view.intrinsics, [view.view_matrices.shape[0], 3, 3])
+    check_shape("view_matrices", view.view_matrices, ["*", 4, 4])
+    check_shape("intrinsics", view.intrinsics, [view.view_matrices.shape[0], 3, 3])
     for name, side in (("width", view.width), ("height", view.height)):
         if not isinstance(side, int) or isinstance(side, bool):
             raise TypeError(f"{name} must be an int, got {type(side).__name__}.")
@@ -166,7 +155,7 @@ def _check_settings(settings: Settings, views: int, channels: int) -> None:
     """Check the background's shape and the numeric ranges."""
     if settings.background is not None:
         batched = settings.background.dim() == 2 if isinstance(settings.background, Tensor) else False
-        _check_shape("background", settings.background, [views, channels] if batched else [channels])
+        check_shape("background", settings.background, [views, channels] if batched else [channels])
     if not 0.0 <= settings.eps2d < float("inf"):
         raise ValueError(f"eps2d must be finite and not negative, got {settings.eps2d}.")
     if not 0.0 <= settings.radius_clip < float("inf"):
@@ -182,19 +171,17 @@ def check_arguments(gaussians: Gaussians, view: View, settings: Settings) -> Non
         TypeError: an argument of the wrong kind or dtype, by name.
         ValueError: a wrong shape, device, range or non-finite camera, by name and with the value.
     """
-    _check_shape("means", gaussians.means, [None, 3])
+    check_shape("means", gaussians.means, ["*", 3])
     count = gaussians.means.shape[0]
-    _check_shape("quaternions", gaussians.quaternions, [count, 4])
-    _check_shape("scales", gaussians.scales, [count, 3])
-    _check_shape("opacities", gaussians.opacities, [count])
+    check_shape("quaternions", gaussians.quaternions, [count, 4])
+    check_shape("scales", gaussians.scales, [count, 3])
+    check_shape("opacities", gaussians.opacities, [count])
     _check_colors(gaussians.colors, count, settings.sh_degree)
     _check_view(view)
     channels = gaussians.colors.shape[-1]
     _check_settings(settings, view.view_matrices.shape[0], channels)
 
-    dtype, device = gaussians.means.dtype, gaussians.means.device
-    if dtype not in (torch.float32, torch.float64):  # half a pixel of a large image is lost in less
-        raise TypeError(f"means must be float32 or float64, got {dtype}.")
+    check_float("means", gaussians.means)  # half a pixel of a large image is lost in less
     named = {
         "quaternions": gaussians.quaternions,
         "scales": gaussians.scales,
@@ -205,11 +192,7 @@ def check_arguments(gaussians: Gaussians, view: View, settings: Settings) -> Non
         "background": settings.background,
     }
     for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name} must have the dtype of means ({dtype}), got {tensor.dtype}.")
-        if tensor.device != device:
-            raise ValueError(f"{name} must be on the device of means ({device}), got {tensor.device}.")
+        if tensor is not None:
+            check_like(name, tensor, "means", gaussians.means)
     if count * max(view.view_matrices.shape[0], 1) >= 2**31:
         raise ValueError(f"means: {count} Gaussians in {view.view_matrices.shape[0]} views overflow int32.")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import plain
 from ..dispatch import native_module
 from .types import HashGrid
 
@@ -24,14 +25,10 @@ def _layout(spec: str) -> Any:
     return native_module().HashLayout(grid.dims, grid.features, grid.smoothstep, numbers, sizes)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
-
-
 @torch.library.custom_op("dreamkit::hash_encode", mutates_args=())
 def _encode(positions: Tensor, table: Tensor, grid: str) -> Tensor:
     out = positions.new_empty(len(positions), HashGrid.from_spec(grid).width)
-    native_module().hash_forward(_layout(grid), _plain(positions), _plain(table), out, torch.get_num_threads())
+    native_module().hash_forward(_layout(grid), plain(positions), plain(table), out, torch.get_num_threads())
     return out
 
 
@@ -42,7 +39,7 @@ def _backward(
     d_table = torch.empty_like(table) if of_table else table.new_empty(0)
     d_positions = torch.empty_like(positions) if of_positions else positions.new_empty(0)
     native_module().hash_backward(
-        *(_layout(grid), _plain(positions), _plain(table), _plain(d_encoded)),
+        *(_layout(grid), plain(positions), plain(table), plain(d_encoded)),
         *(d_table if of_table else None, d_positions if of_positions else None, torch.get_num_threads()),
     )
     return d_table, d_positions
@@ -55,7 +52,7 @@ def _second(
     d_d_encoded, d_positions = torch.empty_like(d_encoded), torch.empty_like(positions)
     d_table = torch.empty_like(table) if of_table else table.new_empty(0)
     native_module().hash_second(
-        *(_layout(grid), _plain(positions), _plain(table), _plain(d_encoded), _plain(v)),
+        *(_layout(grid), plain(positions), plain(table), plain(d_encoded), plain(v)),
         *(d_d_encoded, d_table if of_table else None, d_positions, torch.get_num_threads()),
     )
     return d_d_encoded, d_table, d_positions

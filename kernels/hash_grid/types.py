@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_float, check_like, check_shape
+
 PRIMES = (1, 2654435761, 805459861)
 """Factors of the spatial hash, one a dimension (Teschner et al., 2003)."""
 FEATURES = (1, 2, 4, 8)
@@ -151,16 +153,7 @@ def check_arguments(positions: Tensor, table: Tensor, grid: HashGrid) -> None:
         TypeError: no tensors, or of a dtype other than float32 and float64.
         ValueError: a wrong shape, or tensors on different devices.
     """
-    for name, tensor in (("positions", positions), ("table", table)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{name} must be float32 or float64, got {tensor.dtype}.")
-    if positions.dtype != table.dtype:
-        raise TypeError(f"table must have the dtype of positions, {positions.dtype}, got {table.dtype}.")
-    if positions.device != table.device:
-        raise ValueError(f"table must be on the device of positions, {positions.device}, got {table.device}.")
-    if positions.ndim != 2 or positions.shape[1] != grid.dims:
-        raise ValueError(f"positions must have shape [N, {grid.dims}], got {list(positions.shape)}.")
-    if tuple(table.shape) != (grid.entries, grid.features):
-        raise ValueError(f"table must have shape [{grid.entries}, {grid.features}], got {list(table.shape)}.")
+    check_float("positions", positions)
+    check_like("table", table, "positions", positions)
+    check_shape("positions", positions, ["N", grid.dims])
+    check_shape("table", table, [grid.entries, grid.features])

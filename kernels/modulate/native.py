@@ -7,25 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import plain
 from ..dispatch import native_module
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
 
 
 @torch.library.custom_op("dreamkit::modulate", mutates_args=())
 def _modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    native_module().modulate_forward(_plain(x), _plain(scale), _plain(shift), eps, out, torch.get_num_threads())
+    native_module().modulate_forward(plain(x), plain(scale), plain(shift), eps, out, torch.get_num_threads())
     return out
 
 
 @torch.library.custom_op("dreamkit::modulate_backward", mutates_args=())
 def _backward(x: Tensor, scale: Tensor, shift: Tensor, eps: float, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     results = [torch.empty_like(item, memory_format=torch.contiguous_format) for item in (x, scale, shift)]
-    inputs = [_plain(item) for item in (x, scale, shift)]
-    native_module().modulate_backward(*inputs, eps, _plain(d_out), *results, torch.get_num_threads())
+    inputs = [plain(item) for item in (x, scale, shift)]
+    native_module().modulate_backward(*inputs, eps, plain(d_out), *results, torch.get_num_threads())
     return results[0], results[1], results[2]
 
 

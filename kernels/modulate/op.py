@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..checks import check_float, check_like, check_shape
 from ..dispatch import choose_backend
 from .native import modulate_native
 from .reference import modulate_reference
@@ -34,18 +35,13 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5, backend
 
     Papers: Peebles and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
     """
-    for name, tensor in (("x", x), ("scale", scale), ("shift", shift)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
-        if not tensor.is_floating_point() or tensor.dtype != x.dtype:
-            raise TypeError(f"{name} must be floating and of the dtype of x, {x.dtype}, got {tensor.dtype}.")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}.")
-    if x.ndim != 3 or x.shape[2] < 1:
-        raise ValueError(f"x must have shape [B, N, D], got {list(x.shape)}.")
+    check_float("x", x, None)
+    check_shape("x", x, ["B", "N", "D"])
+    if x.shape[2] < 1:
+        raise ValueError(f"x must have shape [B, N, D] with D at least 1, got {list(x.shape)}.")
     for name, tensor in (("scale", scale), ("shift", shift)):
-        if tensor.shape != (x.shape[0], x.shape[2]):
-            raise ValueError(f"{name} must have shape {[x.shape[0], x.shape[2]]}, got {list(tensor.shape)}.")
+        check_like(name, tensor, "x", x)
+        check_shape(name, tensor, [x.shape[0], x.shape[2]])
     if choose_backend("modulate", backend, x) == "native":
         return modulate_native(x, scale, shift, eps)
     return modulate_reference(x, scale, shift, eps)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import plain
 from ..dispatch import native_module
 from .reference import window
 
@@ -19,7 +20,7 @@ def _window() -> Tensor:
 
 def _planes(x: Tensor) -> Tensor:
     """What the extension takes: [B * C, H, W], detached and contiguous."""
-    return x.detach().contiguous().flatten(0, 1)
+    return plain(x).flatten(0, 1)
 
 
 @torch.library.custom_op("dreamkit::ssim", mutates_args=())

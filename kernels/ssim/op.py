@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..checks import check_float, check_like, check_shape
 from ..dispatch import choose_backend
 from .native import ssim_native
 from .reference import ssim_reference
@@ -33,15 +34,10 @@ def ssim(x: Tensor, y: Tensor, backend: str | None = None) -> Tensor:
 
     Papers: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004.
     """
-    for name, picture in (("x", x), ("y", y)):
-        if not isinstance(picture, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(picture).__name__}.")
-        if not picture.is_floating_point() or picture.dtype != x.dtype:
-            raise TypeError(f"{name} must be floating and of the dtype of x, {x.dtype}, got {picture.dtype}.")
-        if picture.ndim != 4 or picture.shape != x.shape:
-            raise ValueError(f"{name} must have shape [B, C, H, W] like x, {list(x.shape)}, got {list(picture.shape)}.")
-        if picture.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {picture.device}.")
+    check_float("x", x, None)
+    check_shape("x", x, ["B", "C", "H", "W"])
+    check_like("y", y, "x", x)
+    check_shape("y", y, x.shape)
     if choose_backend("ssim", backend, x) == "native":
         return ssim_native(x, y)
     return ssim_reference(x, y)

@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import plain
 from ..dispatch import native_module
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
 
 
 @torch.library.custom_op("dreamkit::stream_attention", mutates_args=())
@@ -27,8 +24,8 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     log_sum = q.new_empty(q.shape[0], q.shape[2], q.shape[1])
-    inputs = [_plain(item) for item in (q, k, v, q_turn, k_turn, frames)]
-    allowed = None if blocks is None else _plain(blocks)
+    inputs = [plain(item) for item in (q, k, v, q_turn, k_turn, frames)]
+    allowed = None if blocks is None else plain(blocks)
     native_module().attention_forward(*inputs, allowed, block, out, log_sum, torch.get_num_threads())
     return out, log_sum
 
@@ -49,9 +46,9 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     d_k, d_v = (torch.zeros_like(item, memory_format=torch.contiguous_format) for item in (k, v))
-    inputs = [_plain(item) for item in (q, k, v, q_turn, k_turn, frames)]
-    allowed = None if blocks is None else _plain(blocks)
-    known = [_plain(item) for item in (out, log_sum, d_out)]
+    inputs = [plain(item) for item in (q, k, v, q_turn, k_turn, frames)]
+    allowed = None if blocks is None else plain(blocks)
+    known = [plain(item) for item in (out, log_sum, d_out)]
     native_module().attention_backward(*inputs, allowed, block, *known, d_q, d_k, d_v, torch.get_num_threads())
     return d_q, d_k, d_v
 

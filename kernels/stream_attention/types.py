@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_float, check_like, check_shape
+
 MAX_HEAD_DIM = 256
 
 
@@ -108,15 +110,10 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, stream: Stream, rope: Rope3
         TypeError: no tensors, or of different or other dtypes than float32 and float64 (and half types on a GPU).
         ValueError: a wrong shape or device.
     """
+    check_float("q", q, None)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
-        if not tensor.is_floating_point() or tensor.dtype != q.dtype:
-            raise TypeError(f"{name} must be floating and of the dtype of q, {q.dtype}, got {tensor.dtype}.")
-        if tensor.device != q.device:
-            raise ValueError(f"{name} must be on the device of q, {q.device}, got {tensor.device}.")
-        if tensor.ndim != 4 or tensor.shape[3] != rope.head_dim:
-            raise ValueError(f"{name} must have shape [B, N, H, {rope.head_dim}], got {list(tensor.shape)}.")
+        check_like(name, tensor, "q", q)
+        check_shape(name, tensor, ["B", "N", "H", rope.head_dim])
         if (tensor.shape[0], tensor.shape[2]) != (q.shape[0], q.shape[2]):
             raise ValueError(f"{name} must have the batch and heads of q, {list(q.shape)}, got {list(tensor.shape)}.")
         if tensor.shape[1] % stream.tokens:

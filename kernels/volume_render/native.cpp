@@ -11,13 +11,18 @@ namespace {
 using Offsets = Array<const int64_t>;
 using Mask = Array<const bool>;
 
-SampleInputs sample_inputs(const Input& starts, const Input& ends, const Offsets& offsets, int threads) {
-  const int64_t count = size_of(starts, 0), rays = size_of(offsets, 0) - 1;
-  if (rays < 0) throw std::invalid_argument("offsets must not be empty");
+const int64_t* checked_offsets(const Offsets& offsets, int64_t rays, int64_t count) {
   const int64_t* places = data_of(offsets, "offsets", {rays + 1});
   bool rising = places[0] == 0 && places[rays] == count;
   for (int64_t ray = 0; ray < rays; ++ray) rising = rising && places[ray] <= places[ray + 1];
   if (!rising) throw std::invalid_argument("offsets must rise from 0 to the number of samples");
+  return places;
+}
+
+SampleInputs sample_inputs(const Input& starts, const Input& ends, const Offsets& offsets, int threads) {
+  const int64_t count = size_of(starts, 0), rays = size_of(offsets, 0) - 1;
+  if (rays < 0) throw std::invalid_argument("offsets must not be empty");
+  const int64_t* places = checked_offsets(offsets, rays, count);
   return {rays, count, data_of(starts, "starts", {count}), data_of(ends, "ends", {count}), places, threads};
 }
 
@@ -59,10 +64,7 @@ void bind_march_fill(const Input& origins, const Input& directions, const Mask& 
                      const Output& starts, const Output& ends, int threads) {
   const MarchInputs in = march_inputs(origins, directions, occupied, box, jitter, step, near, far, threads);
   const int64_t count = size_of(starts, 0);
-  const int64_t* places = data_of(offsets, "offsets", {in.count + 1});
-  bool rising = places[0] == 0 && places[in.count] == count;
-  for (int64_t ray = 0; ray < in.count; ++ray) rising = rising && places[ray] <= places[ray + 1];
-  if (!rising) throw std::invalid_argument("offsets must rise from 0 to the number of samples");
+  const int64_t* places = checked_offsets(offsets, in.count, count);
   float* first = data_of(starts, "starts", {count});
   float* last = data_of(ends, "ends", {count});
   nb::gil_scoped_release release;

@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import plain
 from ..dispatch import native_module
 from .types import OccupancyGrid, Rays, Samples
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
 
 
 @torch.library.custom_op("dreamkit::march", mutates_args=())
@@ -30,8 +27,8 @@ def _march(
     far: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     module, threads = native_module(), torch.get_num_threads()
-    shift = None if jitter is None else _plain(jitter)
-    inputs = (*(_plain(item) for item in (origins, directions, occupied, box)), shift, step, near, far)
+    shift = None if jitter is None else plain(jitter)
+    inputs = (*(plain(item) for item in (origins, directions, occupied, box)), shift, step, near, far)
     counts = torch.empty(len(origins), dtype=torch.int64)
     module.march_count(*inputs, counts, threads)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -50,7 +47,7 @@ def _(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op("dreamkit::render_weights", mutates_args=())
 def _weights(densities: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor) -> Tensor:
     weights = torch.empty_like(densities, memory_format=torch.contiguous_format)
-    inputs = [_plain(item) for item in (starts, ends, offsets, densities)]
+    inputs = [plain(item) for item in (starts, ends, offsets, densities)]
     native_module().weights_forward(*inputs, weights, torch.get_num_threads())
     return weights
 
@@ -60,7 +57,7 @@ def _weights_backward(
     densities: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, weights: Tensor, d_weights: Tensor
 ) -> Tensor:
     d_densities = torch.empty_like(densities, memory_format=torch.contiguous_format)
-    inputs = [_plain(item) for item in (starts, ends, offsets, densities, weights, d_weights)]
+    inputs = [plain(item) for item in (starts, ends, offsets, densities, weights, d_weights)]
     native_module().weights_backward(*inputs, d_densities, torch.get_num_threads())
     return d_densities
 
@@ -68,7 +65,7 @@ def _weights_backward(
 @torch.library.custom_op("dreamkit::accumulate", mutates_args=())
 def _accumulate(weights: Tensor, values: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor) -> Tensor:
     total = values.new_empty(len(offsets) - 1, values.shape[1])
-    inputs = [_plain(item) for item in (starts, ends, offsets, weights, values)]
+    inputs = [plain(item) for item in (starts, ends, offsets, weights, values)]
     native_module().accumulate_forward(*inputs, total, torch.get_num_threads())
     return total
 
@@ -78,7 +75,7 @@ def _accumulate_backward(
     weights: Tensor, values: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, d_total: Tensor
 ) -> tuple[Tensor, Tensor]:
     d_weights, d_values = (torch.empty_like(item, memory_format=torch.contiguous_format) for item in (weights, values))
-    inputs = [_plain(item) for item in (starts, ends, offsets, weights, values, d_total)]
+    inputs = [plain(item) for item in (starts, ends, offsets, weights, values, d_total)]
     native_module().accumulate_backward(*inputs, d_weights, d_values, torch.get_num_threads())
     return d_weights, d_values
 
@@ -86,7 +83,7 @@ def _accumulate_backward(
 @torch.library.custom_op("dreamkit::distortion", mutates_args=())
 def _distortion(weights: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor) -> Tensor:
     loss = weights.new_empty(len(offsets) - 1)
-    inputs = [_plain(item) for item in (starts, ends, offsets, weights)]
+    inputs = [plain(item) for item in (starts, ends, offsets, weights)]
     native_module().distortion_forward(*inputs, loss, torch.get_num_threads())
     return loss
 
@@ -94,7 +91,7 @@ def _distortion(weights: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor) 
 @torch.library.custom_op("dreamkit::distortion_backward", mutates_args=())
 def _distortion_backward(weights: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor, d_loss: Tensor) -> Tensor:
     d_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-    inputs = [_plain(item) for item in (starts, ends, offsets, weights, d_loss)]
+    inputs = [plain(item) for item in (starts, ends, offsets, weights, d_loss)]
     native_module().distortion_backward(*inputs, d_weights, torch.get_num_threads())
     return d_weights
 
@@ -102,8 +99,8 @@ def _distortion_backward(weights: Tensor, starts: Tensor, ends: Tensor, offsets:
 @torch.library.custom_op("dreamkit::resample", mutates_args=())
 def _resample(edges: Tensor, weights: Tensor, count: int, jitter: Tensor | None, padding: float) -> Tensor:
     result = edges.new_empty(len(edges), count + 1)
-    shift = None if jitter is None else _plain(jitter)
-    native_module().resample(_plain(edges), _plain(weights), shift, padding, result, torch.get_num_threads())
+    shift = None if jitter is None else plain(jitter)
+    native_module().resample(plain(edges), plain(weights), shift, padding, result, torch.get_num_threads())
     return result
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..dispatch import choose_backend
 from . import native, reference
-from .types import MAX_STEPS, OccupancyGrid, Rays, Samples, check_float, check_grid, check_samples
+from .types import MAX_STEPS, OccupancyGrid, Rays, Samples, check_grid, check_samples, check_tensor
 
 OPERATION = "volume_render"
 
@@ -52,7 +52,7 @@ def march(
     if not (step > 0 and (far - near) / step <= MAX_STEPS):
         raise ValueError(f"step must be above 0 and give at most {MAX_STEPS} steps from near to far, got {step}.")
     if jitter is not None:
-        check_float("jitter", jitter, (len(rays.origins),), rays.origins)
+        check_tensor("jitter", jitter, [len(rays.origins)], ("rays.origins", rays.origins))
     chosen = choose_backend(OPERATION, backend, rays.origins)
     run = native.march_native if chosen == "native" else reference.march_reference
     return run(rays, grid, step, near, far, jitter)
@@ -72,7 +72,7 @@ def render_weights(densities: Tensor, samples: Samples, backend: str | None = No
         w [S]. A ray's opacity is `accumulate(w, torch.ones(S, 1), samples)`.
     """
     check_samples(samples)
-    check_float("densities", densities, tuple(samples.starts.shape), samples.starts)
+    check_tensor("densities", densities, samples.starts.shape, ("samples.starts", samples.starts))
     if choose_backend(OPERATION, backend, densities) == "native":
         return native.weights_native(densities, samples)
     return reference.weights_reference(densities, samples)
@@ -91,8 +91,8 @@ def accumulate(weights: Tensor, values: Tensor, samples: Samples, backend: str |
         [N, C].
     """
     check_samples(samples)
-    check_float("weights", weights, tuple(samples.starts.shape), samples.starts)
-    check_float("values", values, (len(weights), None), weights)
+    check_tensor("weights", weights, samples.starts.shape, ("samples.starts", samples.starts))
+    check_tensor("values", values, [len(weights), "*"], ("weights", weights))
     if choose_backend(OPERATION, backend, weights) == "native":
         return native.accumulate_native(weights, values, samples)
     return reference.accumulate_reference(weights, values, samples)
@@ -112,7 +112,7 @@ def distortion_loss(weights: Tensor, samples: Samples, backend: str | None = Non
         [N], zero for a ray without samples.
     """
     check_samples(samples)
-    check_float("weights", weights, tuple(samples.starts.shape), samples.starts)
+    check_tensor("weights", weights, samples.starts.shape, ("samples.starts", samples.starts))
     if choose_backend(OPERATION, backend, weights) == "native":
         return native.distortion_native(weights, samples)
     return reference.distortion_reference(weights, samples)
@@ -143,8 +143,8 @@ def resample(
     Returns:
         [N, count + 1] ascending.
     """
-    check_float("weights", weights, (None, None))
-    check_float("edges", edges, (len(weights), weights.shape[1] + 1), weights)
+    check_tensor("weights", weights, ["*", "*"])
+    check_tensor("edges", edges, [len(weights), weights.shape[1] + 1], ("weights", weights))
     if weights.shape[1] < 1:
         raise ValueError("weights must have at least one bin a ray, got shape [N, 0].")
     if isinstance(count, bool) or not isinstance(count, int):
@@ -154,7 +154,7 @@ def resample(
     if not 0 < padding < math.inf:
         raise ValueError(f"padding must be above 0 and finite, got {padding}.")
     if jitter is not None:
-        check_float("jitter", jitter, (len(edges),), edges)
+        check_tensor("jitter", jitter, [len(edges)], ("edges", edges))
     if choose_backend(OPERATION, backend, edges) == "native":
         return native.resample_native(edges, weights, count, jitter, padding)
     return reference.resample_reference(edges, weights, count, jitter, padding)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..checks import check_float, check_like, check_shape
+
 MAX_STEPS = 2**20
 """Most steps along one ray: a smaller step is a mistake."""
-FLOATS = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,17 @@ class Samples:
         return Samples(edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1), offsets)
 
 
-def check_float(name: str, tensor: Tensor, shape: tuple[int | None, ...], like: Tensor | None = None) -> None:
-    """Check a floating tensor: its kind, dtype, shape (`None`: any size), and dtype and device against another's.
+def check_tensor(name: str, tensor: Tensor, shape: Sequence[int | str], like: tuple[str, Tensor] | None = None) -> None:
+    """Check a floating tensor: its kind, dtype, shape, and dtype and device against those of a named other.
 
     Raises:
         TypeError: no tensor, or of a wrong dtype.
         ValueError: a wrong shape or device.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
-    if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float32 or float64, got {tensor.dtype}.")
-    if tensor.ndim != len(shape) or any(w is not None and w != g for w, g in zip(shape, tensor.shape, strict=True)):
-        wanted = ", ".join("*" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}.")
-    if like is not None and tensor.dtype != like.dtype:
-        raise TypeError(f"{name} must be {like.dtype} like the rest, got {tensor.dtype}.")
-    if like is not None and tensor.device != like.device:
-        raise ValueError(f"{name} must be on {like.device} like the rest, got {tensor.device}.")
+    check_float(name, tensor)
+    check_shape(name, tensor, shape)
+    if like is not None:
+        check_like(name, tensor, *like)
 
 
 def check_samples(samples: Samples) -> None:
@@ -90,8 +85,8 @@ def check_samples(samples: Samples) -> None:
         TypeError: tensors of a wrong kind or dtype.
         ValueError: a wrong shape, or offsets that do not run from 0 to S without falling.
     """
-    check_float("samples.starts", samples.starts, (None,))
-    check_float("samples.ends", samples.ends, tuple(samples.starts.shape), samples.starts)
+    check_tensor("samples.starts", samples.starts, ["*"])
+    check_tensor("samples.ends", samples.ends, samples.starts.shape, ("samples.starts", samples.starts))
     offsets = samples.offsets
     if not isinstance(offsets, Tensor) or offsets.dtype != torch.int64:
         raise TypeError("samples.offsets must be an int64 torch.Tensor.")
@@ -112,10 +107,10 @@ def check_grid(rays: Rays, grid: OccupancyGrid) -> None:
         TypeError: tensors of a wrong kind or dtype.
         ValueError: a wrong shape, or a box without volume.
     """
-    check_float("rays.origins", rays.origins, (None, 3))
-    check_float("rays.directions", rays.directions, tuple(rays.origins.shape), rays.origins)
+    check_tensor("rays.origins", rays.origins, ["*", 3])
+    check_tensor("rays.directions", rays.directions, rays.origins.shape, ("rays.origins", rays.origins))
     for name, corner in (("grid.low", grid.low), ("grid.high", grid.high)):
-        check_float(name, corner, (3,), rays.origins)
+        check_tensor(name, corner, [3], ("rays.origins", rays.origins))
     if not isinstance(grid.occupied, Tensor) or grid.occupied.dtype != torch.bool:
         raise TypeError("grid.occupied must be a bool torch.Tensor.")
     if grid.occupied.ndim != 3 or 0 in grid.occupied.shape:

@@ -417,6 +417,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 def test_ctrl_c_before_anything_happened() -> None:
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job is born without it
         "from dreamkit.cli import doctor, main\n"
         "doctor.versions = lambda: os.kill(os.getpid(), signal.SIGINT) or input()\n"
         "sys.exit(main.main(['doctor']))\n"

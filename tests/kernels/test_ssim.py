@@ -125,7 +125,7 @@ class TestNative:
     [
         (None, torch.zeros(1, 1, 2, 2), TypeError, "x must be a torch.Tensor, got NoneType"),
         (torch.zeros(1, 1, 2, 2).long(), torch.zeros(1, 1, 2, 2), TypeError, "x must be floating"),
-        (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2).double(), TypeError, "y must be floating and of the dtype"),
+        (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2).double(), TypeError, "y must have the dtype of x"),
         (torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), ValueError, r"x must have shape \[B, C, H, W\]"),
         (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 3), ValueError, "y must have shape"),
         (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, device="meta"), ValueError, "y must be on the device of x"),

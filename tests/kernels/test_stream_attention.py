@@ -294,7 +294,7 @@ class TestArguments:
         ("change", "error", "message"),
         [
             ({"q": None}, TypeError, "q must be a torch.Tensor, got NoneType"),
-            ({"k": torch.zeros(1, 6, 2, 8).double()}, TypeError, "k must be floating and of the dtype of q"),
+            ({"k": torch.zeros(1, 6, 2, 8).double()}, TypeError, "k must have the dtype of q"),
             ({"v": torch.zeros(1, 6, 2, 8, device="meta")}, ValueError, "v must be on the device of q"),
             ({"q": torch.zeros(1, 6, 2, 6)}, ValueError, r"q must have shape \[B, N, H, 8\]"),
             ({"k": torch.zeros(1, 6, 3, 8)}, ValueError, "k must have the batch and heads of q"),
