@@ -7,6 +7,7 @@ applies to the tensors. A fall to the torch reference where something much faste
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -19,16 +20,18 @@ logger = logging.getLogger("dreamkit.kernels")
 
 BACKEND_VARIABLE = "DREAMKIT_BACKEND"
 OPERATIONS: dict[str, tuple[str, ...]] = {
-    "gaussian_rasterize": ("reference", "native", "gsplat"),
-    "hash_grid": ("reference", "native"),
-    "modulate": ("reference", "native"),
-    "ssim": ("reference", "native"),
-    "stream_attention": ("reference", "native"),
-    "volume_render": ("reference", "native"),
+    "gaussian_rasterize": ("reference", "native", "triton", "gsplat"),
+    "hash_grid": ("reference", "native", "triton"),
+    "modulate": ("reference", "native", "triton"),
+    "ssim": ("reference", "native", "triton"),
+    "stream_attention": ("reference", "native", "triton"),
+    "volume_render": ("reference", "native", "triton"),
 }
-"""The backends each operation has."""
-DEVICES = {"native": "cpu", "gsplat": "cuda"}
+"""The backends each operation has, in the order in which they are tried after the reference."""
+DEVICES = {"native": "cpu", "triton": "cuda", "gsplat": "cuda"}
 """The device type of every backend but the reference, which runs anywhere."""
+HALF_PRECISION = {"modulate", "stream_attention"}
+"""The operations whose Triton kernels also take float16 and bfloat16, as the networks that call them do."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,21 @@ def _load_native() -> tuple[ModuleType | None, str]:
     return _native, f"C++ ({_native.instruction_set()}, OpenMP), for float32 tensors on the CPU"
 
 
+def _interpreting() -> bool:
+    """Whether Triton interprets its kernels instead of compiling them, which makes them run on the CPU: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_state() -> tuple[bool, str]:
+    if importlib.util.find_spec("triton") is None:
+        return False, "Triton is not installed (pip install 'dreamkit[gpu]')"
+    if _interpreting():
+        return True, "Triton's interpreter (TRITON_INTERPRET=1), which is slow and only for tests"
+    if not torch.cuda.is_available():
+        return False, "Triton needs a CUDA device, and torch finds none"
+    return True, "Triton, compiled at the first use, for float32 tensors (networks: also half precision) on a GPU"
+
+
 def _gsplat_state() -> tuple[bool, str]:
     if importlib.util.find_spec("gsplat") is None:
         return False, "gsplat is not installed (pip install gsplat)"
@@ -73,6 +91,8 @@ def _state(name: str) -> tuple[bool, str]:
     if name == "native":
         module, reason = _load_native()
         return module is not None, reason
+    if name == "triton":
+        return _triton_state()
     if name == "gsplat":
         return _gsplat_state()
     return True, "torch, any device and floating dtype; the definition"
@@ -88,6 +108,11 @@ def native_module() -> ModuleType:
     if module is None:
         raise RuntimeError(_UNAVAILABLE.format("native", reason))
     return module
+
+
+def kernels(operation: str, backend: str) -> ModuleType:
+    """The module with an operation's kernels of a backend, "native" or "triton", imported at the first use."""
+    return importlib.import_module(f".{operation}.{backend}", __package__)
 
 
 @functools.cache
@@ -106,11 +131,15 @@ def _requested_backend(operation: str, argument: str | None) -> str | None:
     return name
 
 
-def _takes(name: str, tensor: torch.Tensor) -> bool:
-    """Whether a backend is made for such tensors."""
+def _takes(operation: str, name: str, tensor: torch.Tensor) -> bool:
+    """Whether a backend can run an operation on such tensors."""
     if name == "reference":
         return tensor.is_floating_point()
-    return tensor.device.type == DEVICES[name] and tensor.dtype == torch.float32
+    interpreted = name == "triton" and tensor.device.type == "cpu" and _interpreting()
+    if tensor.device.type != DEVICES[name] and not interpreted:
+        return False
+    half = name == "triton" and operation in HALF_PRECISION and tensor.dtype in (torch.float16, torch.bfloat16)
+    return half or tensor.dtype == torch.float32
 
 
 def choose_backend(operation: str, argument: str | None, tensor: torch.Tensor) -> str:
@@ -127,7 +156,7 @@ def choose_backend(operation: str, argument: str | None, tensor: torch.Tensor) -
     """
     requested = _requested_backend(operation, argument)
     if requested is not None:
-        if _takes(requested, tensor):
+        if _takes(operation, requested, tensor):
             available, reason = _state(requested)
             if not available:
                 raise RuntimeError(_UNAVAILABLE.format(requested, reason))
@@ -140,8 +169,8 @@ def choose_backend(operation: str, argument: str | None, tensor: torch.Tensor) -
         return "reference"
     missing = []
     for name in OPERATIONS[operation]:
-        if name == "reference" or not _takes(name, tensor):
-            continue
+        if DEVICES.get(name) != tensor.device.type or not _takes(operation, name, tensor):
+            continue  # nor is the interpreter ever a good choice
         available, reason = _state(name)
         if available:
             return name

@@ -16,6 +16,9 @@ settings.load_profile("dreamkit")
 # Nothing here may reach for a network: models are made on the spot.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Without a GPU Triton's kernels run in its interpreter; it must be asked before triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TOY_WORDS = ("a", "the", "on", "red", "blue", "green", "mug", "cube", "duck", "table", "front", "side", "view", ",")
 CLIP_WORDS = ("a", "red", "mug", "blue", "cube", "on", "the", "table", "front", "view")

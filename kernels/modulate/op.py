@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..checks import check_float, check_like, check_shape
 from ..dispatch import choose_backend
-from .native import modulate_native
+from . import operators
 from .reference import modulate_reference
 
 
@@ -15,15 +15,15 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5, backend
 
         y = (x - mean(x)) / sqrt(var(x) + eps) (1 + scale) + shift
 
-    with mean and variance over the channels of a token. The native backend is deterministic: equal inputs give equal
-    bits, for any number of threads.
+    with mean and variance over the channels of a token. Native and Triton kernels are deterministic: equal
+    inputs give equal bits, for any number of threads.
 
     Args:
         x: [B, N, D] tokens. Gradients reach x, scale and shift.
         scale: [B, D].
         shift: [B, D].
         eps: added to the variance, >= 0.
-        backend: "reference" or "native". None: DREAMKIT_BACKEND, else the fastest one that applies.
+        backend: "reference", "native" or "triton". None: DREAMKIT_BACKEND, else the fastest one that applies.
 
     Returns:
         [B, N, D].
@@ -42,6 +42,7 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5, backend
     for name, tensor in (("scale", scale), ("shift", shift)):
         check_like(name, tensor, "x", x)
         check_shape(name, tensor, [x.shape[0], x.shape[2]])
-    if choose_backend("modulate", backend, x) == "native":
-        return modulate_native(x, scale, shift, eps)
-    return modulate_reference(x, scale, shift, eps)
+    chosen = choose_backend("modulate", backend, x)
+    if chosen == "reference":
+        return modulate_reference(x, scale, shift, eps)
+    return operators.modulate(x, scale, shift, eps, chosen)
