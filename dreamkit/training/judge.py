@@ -1,8 +1,8 @@
 """Trains the embedded judge on clean renders of the toy world: `dreamkit teachers train judge`.
 
 Contrastive over all object x colour captions (wording varied), plus the elevation, and of objects that have a front
-the azimuth, in bins. Pictures are blurred, dimmed and shifted a little, so that the judge looks at what is shown and
-not at how crisp it is.
+the azimuth, in bins. Pictures are blurred, dimmed, zoomed and shifted a little, so that the judge looks at what is
+shown and not at how crisp or large it is; some are mirrored, which makes new shapes of the old ones.
 """
 
 import math
@@ -66,18 +66,40 @@ def angle_loss(azimuth: Tensor, elevation: Tensor, angles: Tensor, fronted: Tens
     """Cross-entropy of the angle bins.
 
     Args:
-        azimuth: logits [B, 32]; counts for objects that have a front.
+        azimuth: logits [B, 32].
         elevation: logits [B, 14].
         angles: [B, 2] true azimuth and elevation, degrees.
-        fronted: [B] whether the object has a front.
+        fronted: [B] whether the object has a front whose azimuth counts.
     """
     loss = functional.cross_entropy(elevation, elevation_bin(angles[:, 1]))
     each = functional.cross_entropy(azimuth, azimuth_bin(angles[:, 0]), reduction="none")
     return loss + (each * fronted).sum() / fronted.sum().clamp_min(1)
 
 
+def mirror(images: Tensor, fronted: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirror a third of the pictures, left to right.
+
+    That keeps objects, colours and elevations, but not azimuths: a mug's handle changes sides.
+
+    Returns:
+        The pictures, and `fronted` without the mirrored ones: whose azimuth counts.
+    """
+    mirrored = torch.rand(len(images), generator=generator) < 1 / 3
+    return torch.where(mirrored[:, None, None, None], images.flip(-1), images), fronted & ~mirrored
+
+
+def zoom(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Show half of the pictures up to an eighth larger or smaller."""
+    size = torch.exp(math.log(9 / 8) * (2 * torch.rand(len(images), generator=generator) - 1))
+    scale = torch.diag_embed(torch.stack([1 / size, 1 / size], dim=1))
+    grid = functional.affine_grid(functional.pad(scale, (0, 1)), list(images.shape), align_corners=False)
+    zoomed = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, zoomed, images)
+
+
 def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur some pictures, dim or brighten all a little and shift them by up to three pixels."""
+    """Zoom and blur some pictures, dim or brighten all a little and shift them by up to three pixels."""
+    images = zoom(images, generator)
     blurred = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     blurred = torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.3, blurred, images)
     coarse = functional.interpolate(functional.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
@@ -122,9 +144,10 @@ def train_judge(
             word = writer.choose(tuple(SYNONYMS))
             synonym = writer.choose(SYNONYMS[word])
             captions = [caption.replace(word, synonym) for caption in captions]
-        logits, azimuth, elevation = network(disturb(batch.images, generator), captions)
+        images, turned = mirror(batch.images, fronted, generator)
+        logits, azimuth, elevation = network(disturb(images, generator), captions)
         loss = functional.cross_entropy(logits, label)
-        loss = loss + angle_loss(azimuth, elevation, world.angles(batch.rows), fronted)
+        loss = loss + angle_loss(azimuth, elevation, world.angles(batch.rows), turned)
         factor = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
         loss.backward()
         for optimizer in optimizers:

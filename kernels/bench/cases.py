@@ -34,12 +34,12 @@ class Case:
     rival: str = "reference"
 
 
-def _gaussians(count: int, side: int, sigma: float) -> Make:
+def gaussians_in_a_ball(count: int, width: int, height: int, sigma: float) -> Make:
     """Gaussians uniform in the unit ball, three units away, sizes log-normal with a median of `sigma` pixels."""
 
     def make(device: torch.device) -> Problem:
         generator = torch.Generator().manual_seed(0)
-        focal = side / 2 / math.tan(math.radians(20))
+        focal = height / 2 / math.tan(math.radians(20))
         directions = functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
         tensors = [
             directions * torch.rand(count, 1, generator=generator) ** (1 / 3),
@@ -51,8 +51,8 @@ def _gaussians(count: int, side: int, sigma: float) -> Make:
         inputs = [tensor.to(device).requires_grad_() for tensor in tensors]
         pose = torch.eye(4, device=device)[None].clone()
         pose[:, 2, 3] = 3.0
-        lens = torch.tensor([[[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]]], device=device)
-        view = gaussian_rasterize.View(pose, lens, side, side)
+        lens = torch.tensor([[[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]], device=device)
+        view = gaussian_rasterize.View(pose, lens, width, height)
         background = torch.ones(3, device=device)
 
         def forward(backend: str) -> Sequence[Tensor]:
@@ -65,7 +65,7 @@ def _gaussians(count: int, side: int, sigma: float) -> Make:
     return make
 
 
-def _hash(count: int, with_positions: bool) -> Make:
+def hash_of_random_points(count: int, with_positions: bool) -> Make:
     """Random positions in the default grid: 16 levels, 16 to 2048 cells, 2^19 entries of two features."""
 
     def make(device: torch.device) -> Problem:
@@ -204,10 +204,10 @@ def _chunk(height: int, width: int, heads: int, dim: int) -> Make:
 
 
 CASES: tuple[Case, ...] = (
-    Case("gaussian_rasterize", "10k at 64x64", _gaussians(10_000, 64, 0.6)),
-    Case("gaussian_rasterize", "100k at 512x512", _gaussians(100_000, 512, 0.6)),
-    Case("hash_grid", "65,536 points", _hash(65_536, False)),
-    Case("hash_grid", "65,536 points, positions too", _hash(65_536, True)),
+    Case("gaussian_rasterize", "10k at 64x64", gaussians_in_a_ball(10_000, 64, 64, 0.6)),
+    Case("gaussian_rasterize", "100k at 512x512", gaussians_in_a_ball(100_000, 512, 512, 0.6)),
+    Case("hash_grid", "65,536 points", hash_of_random_points(65_536, False)),
+    Case("hash_grid", "65,536 points, positions too", hash_of_random_points(65_536, True)),
     Case("volume_render", "march 4,096 rays", _march(4096)),
     Case("volume_render", "render 4,096 rays x 64", _render(4096, 64)),
     Case("volume_render", "resample 4,096 rays 64 -> 32", _resample(4096, 64, 32)),

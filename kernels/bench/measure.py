@@ -99,7 +99,10 @@ def _passes(problem: Problem, name: str) -> dict[str, Callable[[], object]]:
     if problem.inputs:
         outputs = problem.forward(name)
         incoming = [torch.ones_like(output) for output in outputs]
-        calls["backward"] = lambda: torch.autograd.grad(outputs, problem.inputs, incoming, retain_graph=True)
+        # A rival may have parameters of its own.
+        calls["backward"] = lambda: torch.autograd.grad(
+            outputs, problem.inputs, incoming, retain_graph=True, allow_unused=True
+        )
     return calls
 
 

@@ -93,3 +93,38 @@ class TestCommand:
     def test_mistakes(self, options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["bench", "kernels", *options]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_gpu_benchmark_runs_on_tiny_shapes(tmp_path, monkeypatch) -> None:
+    """Every case and rival but those that need a GPU; one that fails is named, not lost."""
+    from dreamkit_kernels.bench import gpu
+
+    monkeypatch.setattr(gpu, "median_ms", lambda run, device, seconds: (run(), 1.0)[1])
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    shown: list[dict[str, object]] = []
+    found = gpu.run_gpu(CPU, 0.0, small=True, report=shown.extend)
+    assert found["rows"] == shown
+    seen = {(row["op"], row["backend"], row["against"], row["pass"]) for row in shown}
+    assert {("stream_attention", "native", "sdpa", name) for name in ("forward", "backward")} <= seen
+    assert ("modulate", "native", "inductor", "backward") in seen
+    assert ("gaussian_rasterize", "native", "reference", "forward") in seen
+    forward = [row for row in shown if row["pass"] == "forward"]
+    assert all(row["share"] > 0 for row in forward)
+    failed = [name for name in found["missing"] if ": " in name]
+    assert not failed, found["missing"]
+
+
+def test_a_failing_case_does_not_stop_the_others(monkeypatch) -> None:
+    from dreamkit_kernels.bench import gpu
+
+    def broken(device: torch.device) -> Problem:
+        raise RuntimeError("no such kernel")
+
+    cases = [
+        gpu.GpuCase("hash_grid", "broken", broken, ("reference",)),
+        gpu.GpuCase("hash_grid", "small", small, ("reference",), bytes=1e3),
+    ]
+    monkeypatch.setattr(gpu, "gpu_cases", lambda small: cases)
+    found = gpu.run_gpu(CPU, 0.0, small=True, report=lambda rows: None)
+    assert found["missing"]["hash_grid: broken"] == "RuntimeError: no such kernel"
+    assert {row["case"] for row in found["rows"]} == {"small"}

@@ -23,7 +23,16 @@ from dreamkit.metrics.judge import (
 from dreamkit.toyworld.captions import FRONTED, Thing
 from dreamkit.toyworld.dataset import Batch, ToyWorld
 from dreamkit.training import judge
-from dreamkit.training.judge import JudgeOptions, angle_loss, disturb, measure_judge, targets, train_judge
+from dreamkit.training.judge import (
+    JudgeOptions,
+    angle_loss,
+    disturb,
+    measure_judge,
+    mirror,
+    targets,
+    train_judge,
+    zoom,
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +118,26 @@ class TestDisturb:
             moved = disturb(half, torch.Generator().manual_seed(seed)).mean(dim=(0, 1))
             assert float(moved[8, 8]) > 0.8
             assert float(moved[0, 0]) < 0.1
+
+
+class TestMirrorAndZoom:
+    def test_a_mirrored_picture_has_no_azimuth(self) -> None:
+        images = torch.rand(300, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+        fronted = torch.arange(300) % 2 == 0
+        out, counts = mirror(images, fronted, torch.Generator().manual_seed(0))
+        flipped = (out == images.flip(-1)).flatten(1).all(dim=1)
+        assert torch.equal(out[~flipped], images[~flipped])
+        assert torch.equal(counts, fronted & ~flipped)
+        assert 70 < int(flipped.sum()) < 130
+
+    def test_zoom_changes_areas_within_bounds(self) -> None:
+        square = torch.zeros(200, 1, 32, 32)
+        square[:, :, 8:24, 8:24] = 1.0
+        area = zoom(square, torch.Generator().manual_seed(0)).sum(dim=(1, 2, 3)) / 256
+        assert 70 < int((area == 1).sum()) < 130
+        assert float(area.min()) > 0.95 * (8 / 9) ** 2
+        assert float(area.max()) < 1.05 * (9 / 8) ** 2
+        assert float(area.max() - area.min()) > 0.3
 
 
 class TestAngleLoss:
