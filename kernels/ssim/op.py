@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..checks import check_float, check_like, check_shape
 from ..dispatch import choose_backend
-from .native import ssim_native
+from . import operators
 from .reference import ssim_reference
 
 
@@ -17,12 +17,12 @@ def ssim(x: Tensor, y: Tensor, backend: str | None = None) -> Tensor:
 
     with means m and (co)variances s under a Gaussian window of 11 pixels, sigma 1.5, that sees zeros beyond the
     border; C1 = 0.01^2 and C2 = 0.03^2. `ssim(x, y).mean()` is the score, as 3D Gaussian Splatting trains with.
-    The native backend is deterministic: equal inputs give equal bits, for any number of threads.
+    Native and Triton kernels are deterministic: equal inputs give equal bits, for any number of threads.
 
     Args:
         x: [B, C, H, W]. Gradients reach x and y.
         y: the same shape.
-        backend: "reference" or "native". None: DREAMKIT_BACKEND, else the fastest one that applies.
+        backend: "reference", "native" or "triton". None: DREAMKIT_BACKEND, else the fastest one that applies.
 
     Returns:
         [B, C, H, W] in [-1, 1].
@@ -38,6 +38,7 @@ def ssim(x: Tensor, y: Tensor, backend: str | None = None) -> Tensor:
     check_shape("x", x, ["B", "C", "H", "W"])
     check_like("y", y, "x", x)
     check_shape("y", y, x.shape)
-    if choose_backend("ssim", backend, x) == "native":
-        return ssim_native(x, y)
-    return ssim_reference(x, y)
+    chosen = choose_backend("ssim", backend, x)
+    if chosen == "reference":
+        return ssim_reference(x, y)
+    return operators.ssim(x, y, chosen)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backends import needs_triton
 from dreamkit_kernels.ssim import ssim
 from dreamkit_kernels.ssim.reference import ssim_reference, window
 from hypothesis import given, settings
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.autograd import gradcheck
+
+KERNELS = ["native", pytest.param("triton", marks=needs_triton)]
 
 
 def pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -47,43 +50,68 @@ class TestReference:
         assert gradcheck(ssim_reference, (x, y), fast_mode=True)
 
 
-def both_ways(x: Tensor, y: Tensor) -> list[list[Tensor]]:
+def both_ways(x: Tensor, y: Tensor, backend: str = "native") -> list[list[Tensor]]:
     results = []
-    for backend in ("native", "reference"):
+    for name in (backend, "reference"):
         given = [picture.clone().requires_grad_() for picture in (x, y)]
-        value = ssim(*given, backend)
+        value = ssim(*given, name)
         incoming = torch.randn(value.shape, generator=torch.Generator().manual_seed(3))
         results.append([value.detach(), *torch.autograd.grad(value, given, incoming)])
     return results
 
 
-class TestNative:
+@pytest.mark.parametrize("backend", KERNELS)
+class TestKernels:
     @pytest.mark.parametrize(
         "shape",
-        [(1, 1, 1, 1), (1, 1, 3, 2), (2, 3, 8, 8), (1, 3, 11, 30), (2, 1, 40, 17), (1, 3, 64, 64), (1, 1, 5, 100)],
+        [
+            (1, 1, 1, 1),
+            (1, 1, 3, 2),
+            (2, 3, 8, 8),
+            (1, 3, 11, 30),
+            (2, 1, 40, 17),
+            (1, 3, 64, 64),
+            (1, 1, 5, 100),
+            (1, 1, 60, 130),
+        ],
     )
-    def test_as_the_reference(self, shape: tuple[int, ...]) -> None:
-        native, reference = both_ways(*pictures(*shape))
-        for name, one, other in zip(("map", "dx", "dy"), native, reference, strict=True):
+    def test_as_the_reference(self, backend: str, shape: tuple[int, ...]) -> None:
+        results, reference = both_ways(*pictures(*shape), backend)
+        for name, one, other in zip(("map", "dx", "dy"), results, reference, strict=True):
             scale = max(1.0, float(other.abs().max()))
             torch.testing.assert_close(
                 one, other, rtol=1e-3, atol=2e-4 * scale, msg=lambda m, name=name: f"{name}: {m}"
             )
 
-    def test_even_pictures(self) -> None:
+    def test_even_pictures(self, backend: str) -> None:
         """Variances that cancel to zero."""
-        native, reference = both_ways(torch.full((1, 3, 20, 20), 0.5), torch.full((1, 3, 20, 20), 0.9))
-        for one, other in zip(native, reference, strict=True):
+        results, reference = both_ways(torch.full((1, 3, 20, 20), 0.5), torch.full((1, 3, 20, 20), 0.9), backend)
+        for one, other in zip(results, reference, strict=True):
             torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3)
 
-    def test_nothing_and_nonsense(self) -> None:
-        assert ssim(torch.zeros(0, 3, 8, 8), torch.zeros(0, 3, 8, 8), "native").shape == (0, 3, 8, 8)
-        x, y = pictures(1, 1, 30, 30)
+    def test_nothing_and_nonsense(self, backend: str) -> None:
+        assert ssim(torch.zeros(0, 3, 8, 8), torch.zeros(0, 3, 8, 8), backend).shape == (0, 3, 8, 8)
+        x, y = pictures(1, 1, 80, 80)
         x[0, 0, 3, 3] = float("nan")
         x[0, 0, 4, 4] = float("inf")
-        value = ssim(x, y, "native")
-        assert bool(torch.isfinite(value[0, 0, 12:, 12:]).all())
+        value = ssim(x, y, backend)
+        assert bool(value[0, 0, :9, :9].isnan().all())
+        torch.testing.assert_close(value[..., 12:, 12:], ssim(x, y, "reference")[..., 12:, 12:])
 
+    def test_the_gradient_of_one_picture(self, backend: str) -> None:
+        x, y = (picture.requires_grad_() for picture in pictures(1, 1, 20, 20))
+        both = torch.autograd.grad(ssim(x, y, backend).sum(), (x, y))
+        (alone,) = torch.autograd.grad(ssim(x.detach(), y, backend).sum(), (y,))
+        assert torch.equal(alone, both[1])
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))
+    def test_any_size(self, backend: str, batch: int, channels: int, height: int, width: int, seed: int) -> None:
+        x, y = pictures(batch, channels, height, width, seed=seed)
+        torch.testing.assert_close(ssim(x, y, backend), ssim_reference(x, y), rtol=1e-3, atol=5e-4)
+
+
+class TestNative:
     def test_strided_pictures(self) -> None:
         x, y = pictures(2, 3, 12, 9)
         across = [picture.transpose(2, 3).contiguous().transpose(2, 3) for picture in (x, y)]
@@ -111,13 +139,7 @@ class TestNative:
 
     def test_the_operator_is_registered_well(self) -> None:
         x, y = (picture.requires_grad_() for picture in pictures(1, 2, 6, 5))
-        torch.library.opcheck(torch.ops.dreamkit.ssim.default, (x, y))
-
-    @settings(max_examples=30, deadline=None)
-    @given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))
-    def test_any_size(self, batch: int, channels: int, height: int, width: int, seed: int) -> None:
-        x, y = pictures(batch, channels, height, width, seed=seed)
-        torch.testing.assert_close(ssim(x, y, "native"), ssim_reference(x, y), rtol=1e-3, atol=5e-4)
+        torch.library.opcheck(torch.ops.dreamkit.ssim.default, (x, y, "native"))
 
 
 @pytest.mark.parametrize(
