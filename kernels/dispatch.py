@@ -20,17 +20,17 @@ logger = logging.getLogger("dreamkit.kernels")
 
 BACKEND_VARIABLE = "DREAMKIT_BACKEND"
 OPERATIONS: dict[str, tuple[str, ...]] = {
-    "gaussian_rasterize": ("reference", "native", "triton", "gsplat"),
+    "gaussian_rasterize": ("reference", "native", "gsplat"),
     "hash_grid": ("reference", "native", "triton"),
     "modulate": ("reference", "native", "triton"),
     "ssim": ("reference", "native", "triton"),
-    "stream_attention": ("reference", "native", "triton"),
-    "volume_render": ("reference", "native", "triton"),
+    "stream_attention": ("reference", "native"),
+    "volume_render": ("reference", "native"),
 }
 """The backends each operation has, in the order in which they are tried after the reference."""
 DEVICES = {"native": "cpu", "triton": "cuda", "gsplat": "cuda"}
 """The device type of every backend but the reference, which runs anywhere."""
-HALF_PRECISION = {"modulate", "stream_attention"}
+HALF_PRECISION = {"modulate"}
 """The operations whose Triton kernels also take float16 and bfloat16, as the networks that call them do."""
 
 

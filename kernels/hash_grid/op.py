@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch import choose_backend
-from .native import encode_native
+from . import operators
 from .reference import encode_reference
 from .types import HashGrid, check_arguments
 
@@ -21,14 +21,15 @@ def encode(positions: Tensor, table: Tensor, grid: HashGrid = DEFAULT_GRID, back
 
     with index the row-major place on dense levels and (i_1 p_1 xor i_2 p_2 xor i_3 p_3) mod size on hashed ones.
     Gradients reach the table and the positions; that of the positions can be differentiated again. The native backend
-    is deterministic: equal inputs give equal bits, for any number of threads.
+    is deterministic: equal inputs give equal bits, for any number of threads. So is the Triton one, except in the
+    gradient of the table, whose sums atomics reorder.
 
     Args:
         positions: [N, D] in [0, 1]; coordinates outside are clamped (and get no gradient there), rows that hold NaN
             or infinity encode to zero.
         table: [grid.entries, grid.features].
         grid: the layout.
-        backend: "reference" or "native". None: DREAMKIT_BACKEND, else the fastest one that applies.
+        backend: "reference", "native" or "triton". None: DREAMKIT_BACKEND, else the fastest one that applies.
 
     Returns:
         [N, levels * features], coarse levels first.
@@ -42,6 +43,7 @@ def encode(positions: Tensor, table: Tensor, grid: HashGrid = DEFAULT_GRID, back
     (arXiv 2201.05989).
     """
     check_arguments(positions, table, grid)
-    if choose_backend("hash_grid", backend, positions) == "native":
-        return encode_native(positions, table, grid)
-    return encode_reference(positions, table, grid)
+    chosen = choose_backend(operators.OPERATION, backend, positions)
+    if chosen == "reference":
+        return encode_reference(positions, table, grid)
+    return operators.encode(positions, table, grid.spec, chosen)

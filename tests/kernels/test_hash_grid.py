@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backends import needs_triton
 from dreamkit_kernels.hash_grid import HashGrid, encode
 from dreamkit_kernels.hash_grid.reference import encode_reference
 from hypothesis import given, settings
@@ -145,34 +146,35 @@ def twice(positions: Tensor, table: Tensor, grid: HashGrid, backend: str) -> lis
     return [code.detach(), d_x.detach(), d_t.detach(), *second]
 
 
-class TestNative:
+@pytest.mark.parametrize("backend", ["native", pytest.param("triton", marks=needs_triton)])
+class TestKernels:
     @pytest.mark.parametrize("grid", GRIDS)
-    @pytest.mark.parametrize("count", [0, 1, 8, 61, 2000])
-    def test_as_the_reference(self, grid: HashGrid, count: int) -> None:
+    @pytest.mark.parametrize("count", [0, 1, 8, 61, 300])
+    def test_as_the_reference(self, backend: str, grid: HashGrid, count: int) -> None:
         positions, table = inputs(grid, count)
-        native, reference = (twice(positions, table, grid, backend) for backend in ("native", "reference"))
-        for name, one, other in zip(("code", "dx", "dt", "ddx", "ddt", "dg"), native, reference, strict=True):
+        results, reference = (twice(positions, table, grid, name) for name in (backend, "reference"))
+        for name, one, other in zip(("code", "dx", "dt", "ddx", "ddt", "dg"), results, reference, strict=True):
             scale = float(other.abs().max()) if other.numel() else 0.0
             torch.testing.assert_close(
                 one, other, rtol=1e-4, atol=3e-5 * scale, msg=lambda m, name=name: f"{name}: {m}"
             )
 
-    def test_borders_outside_and_nonsense(self) -> None:
+    def test_borders_outside_and_nonsense(self, backend: str) -> None:
         grid = GRIDS[1]
         _, table = inputs(grid)
         nan, inf = float("nan"), float("inf")
         rows = [[0, 0, 0], [1, 1, 1], [0, 1, 0.5], [-3, 0.2, 7], [nan, 0.5, 0.5], [0.5, inf, 0.5], [0.1, 0.2, -inf]]
         rows.append([3e38, -3e38, 0.5])
         positions = torch.tensor(rows)
-        native, reference = (twice(positions, table, grid, backend) for backend in ("native", "reference"))
-        for one, other in zip(native, reference, strict=True):
+        results, reference = (twice(positions, table, grid, name) for name in (backend, "reference"))
+        for one, other in zip(results, reference, strict=True):
             assert bool(torch.isfinite(one).all())
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-        assert not native[0][4:7].any()
-        assert not native[1][4:7].any()
-        assert float(native[1][3, 0]) == float(native[1][3, 2]) == 0
+        assert not results[0][4:7].any()
+        assert not results[1][4:7].any()
+        assert float(results[1][3, 0]) == float(results[1][3, 2]) == 0
 
-    def test_a_gradient_of_nonsense_rows_goes_nowhere(self) -> None:
+    def test_a_gradient_of_nonsense_rows_goes_nowhere(self, backend: str) -> None:
         """Rows that do not count may have a gradient that is NaN."""
         grid = GRIDS[0]
         positions, table = inputs(grid, 10)
@@ -180,9 +182,25 @@ class TestNative:
         table.requires_grad_()
         g = torch.ones(10, grid.width)
         g[3] = float("nan")
-        (d_table,) = torch.autograd.grad(encode(positions, table, grid, "native"), table, g)
+        (d_table,) = torch.autograd.grad(encode(positions, table, grid, backend), table, g)
         assert bool(torch.isfinite(d_table).all())
 
+    @settings(max_examples=40, deadline=None)
+    @given(
+        st.integers(1, 6), st.sampled_from([1, 2, 4, 8]), st.integers(1, 11), st.integers(1, 40), st.floats(1, 2.5),
+        st.sampled_from([2, 3]), st.booleans(), st.sampled_from(["instant_ngp", "hashed"]), st.integers(0, 40),
+    )  # fmt: skip
+    def test_any_layout(
+        self, backend: str, levels: int, features: int, log2_size: int, base: int, growth: float, dims: int,
+        smoothstep: bool, layout: Any, count: int,
+    ) -> None:  # fmt: skip
+        grid = HashGrid(levels, features, log2_size, base, growth, dims, smoothstep, layout)
+        positions, table = inputs(grid, count, seed=count)
+        code = encode(positions, table, grid, backend)
+        torch.testing.assert_close(code, encode_reference(positions, table, grid), rtol=1e-3, atol=2e-3)
+
+
+class TestNative:
     def test_the_bits_do_not_depend_on_the_threads(self) -> None:
         grid = GRIDS[2]
         positions, table = inputs(grid, 3001)
@@ -217,22 +235,8 @@ class TestNative:
 
     def test_the_operators_are_registered_well(self) -> None:
         positions, table = inputs(SMALL)
-        arguments = (positions.requires_grad_(), table.requires_grad_(), SMALL.spec)
+        arguments = (positions.requires_grad_(), table.requires_grad_(), SMALL.spec, "native")
         torch.library.opcheck(torch.ops.dreamkit.hash_encode.default, arguments)
-
-    @settings(max_examples=40, deadline=None)
-    @given(
-        st.integers(1, 6), st.sampled_from([1, 2, 4, 8]), st.integers(1, 11), st.integers(1, 40), st.floats(1, 2.5),
-        st.sampled_from([2, 3]), st.booleans(), st.sampled_from(["instant_ngp", "hashed"]), st.integers(0, 40),
-    )  # fmt: skip
-    def test_any_layout(
-        self, levels: int, features: int, log2_size: int, base: int, growth: float, dims: int, smoothstep: bool,
-        layout: Any, count: int,
-    ) -> None:  # fmt: skip
-        grid = HashGrid(levels, features, log2_size, base, growth, dims, smoothstep, layout)
-        positions, table = inputs(grid, count, seed=count)
-        code = encode(positions, table, grid, "native")
-        torch.testing.assert_close(code, encode_reference(positions, table, grid), rtol=1e-3, atol=2e-3)
 
 
 class TestArguments:
