@@ -24,13 +24,13 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "hash_grid": ("reference", "native", "triton"),
     "modulate": ("reference", "native", "triton"),
     "ssim": ("reference", "native", "triton"),
-    "stream_attention": ("reference", "native"),
+    "stream_attention": ("reference", "native", "triton"),
     "volume_render": ("reference", "native"),
 }
 """The backends each operation has, in the order in which they are tried after the reference."""
 DEVICES = {"native": "cpu", "triton": "cuda", "gsplat": "cuda"}
 """The device type of every backend but the reference, which runs anywhere."""
-HALF_PRECISION = {"modulate"}
+HALF_PRECISION = {"modulate", "stream_attention"}
 """The operations whose Triton kernels also take float16 and bfloat16, as the networks that call them do."""
 
 

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from ..dispatch import choose_backend
-from .native import attend_native
+from . import operators
 from .reference import attend_reference
 from .types import Rope3d, Stream, check_attention, check_times
-
-OPERATION = "stream_attention"
 
 
 def attend(
@@ -32,11 +30,12 @@ def attend(
         out = softmax(R(q) R(k)^T / sqrt(D)) v,   R: rotation by the position (time, row, column) of each token
 
     Keys are rotated on read, by times that count within what is visible: a stream never runs out of positions, and a
-    cache is written in place, in any order of frames. The native backend is deterministic: equal inputs give equal
-    bits, for any number of threads.
+    cache is written in place, in any order of frames. Native and Triton kernels are deterministic: equal inputs give
+    equal bits, for any number of threads.
 
     Args:
-        q: [B, Nq, H, D] queries of whole frames, not rotated. Gradients reach q, k and v.
+        q: [B, Nq, H, D] queries of whole frames, not rotated. Gradients reach q, k and v. Triton's kernels also take
+            float16 and bfloat16, with sums in float32.
         k: [B, Nk, H, D] keys of whole frames, not rotated: the cache with the chunk's own.
         v: [B, Nk, H, D].
         stream: the tokens of a frame.
@@ -46,7 +45,7 @@ def attend(
         blocks: [B, H, ceil(Nq / block), ceil(Nv / block)] bool, which blocks of queries and visible keys (Nv tokens,
             in the order they are stored) are computed; `None` is all. A query without any gets zero.
         block: side of those blocks, tokens.
-        backend: "reference" or "native". None: DREAMKIT_BACKEND, else the fastest one that applies.
+        backend: "reference", "native" or "triton". None: DREAMKIT_BACKEND, else the fastest one that applies.
 
     Returns:
         [B, Nq, H, D].
@@ -73,8 +72,11 @@ def attend(
     q_angles = rope.angles(torch.tensor(own, dtype=torch.int64, device=q.device), stream.height, stream.width)
     seen = torch.tensor([times[frame] for frame in frames], dtype=torch.int64, device=q.device)
     k_angles = rope.angles(seen, stream.height, stream.width)
-    if choose_backend(OPERATION, backend, q) == "native":
-        return attend_native(q, k, v, q_angles, k_angles, frames, blocks, block)
+    chosen = choose_backend("stream_attention", backend, q)
+    if chosen != "reference":
+        stored_frames = torch.tensor(frames, dtype=torch.int64, device=q.device)
+        turns = (_turns(q_angles), _turns(k_angles))
+        return operators.stream_attention(q, k, v, *turns, stored_frames, blocks, block, chosen)[0]
     if len(frames) < stored:
         k, v = (_frames_of(item, frames, stream.tokens) for item in (k, v))
     allowed = None
@@ -117,6 +119,11 @@ def rollout_attention(
         keys, values = (_frames_of(item, visible, stream.tokens) for item in (k, v))
         parts.append(attend(own, keys, values, stream, rope, backend=backend))
     return torch.cat(parts, dim=1) if parts else torch.zeros_like(q)
+
+
+def _turns(angles: Tensor) -> Tensor:
+    """Cosine and sine of every angle side by side, float32: [N, D / 2] to [N, D]."""
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1).float()
 
 
 def _frames_of(x: Tensor, frames: Sequence[int], tokens: int) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import needs_native, needs_triton
 from dreamkit_kernels.stream_attention import Rope3d, Stream, attend, rollout_attention
 from dreamkit_kernels.stream_attention.reference import attend_reference, rotate
 from hypothesis import given, settings
@@ -166,9 +167,12 @@ class TestCaching:
         assert torch.equal(one, two)
 
 
-def both_ways(q: Tensor, k: Tensor, v: Tensor, stream: Stream, rope: Rope3d, **options: Any) -> list[list[Tensor]]:
+def both_ways(
+    kernels: str, q: Tensor, k: Tensor, v: Tensor, stream: Stream, rope: Rope3d, **options: Any
+) -> list[list[Tensor]]:
+    """Output and gradients by a backend's kernels, and by the reference."""
     results = []
-    for backend in ("native", "reference"):
+    for backend in (kernels, "reference"):
         given = [x.clone().requires_grad_() for x in (q, k, v)]
         out = attend(*given, stream, rope, **options, backend=backend)
         incoming = torch.randn(out.shape, generator=torch.Generator().manual_seed(7))
@@ -176,7 +180,11 @@ def both_ways(q: Tensor, k: Tensor, v: Tensor, stream: Stream, rope: Rope3d, **o
     return results
 
 
-class TestNative:
+BACKENDS = [pytest.param("native", marks=needs_native), pytest.param("triton", marks=needs_triton)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+class TestKernels:
     @pytest.mark.parametrize(
         ("height", "width", "rope", "heads", "frames", "made"),
         [
@@ -189,88 +197,105 @@ class TestNative:
             (2, 2, Rope3d(6, 8, 8), 2, 2, 2),
         ],
     )
-    def test_as_the_reference(self, height: int, width: int, rope: Rope3d, heads: int, frames: int, made: int) -> None:
+    def test_as_the_reference(
+        self, backend: str, height: int, width: int, rope: Rope3d, heads: int, frames: int, made: int
+    ) -> None:
         stream = Stream(height, width)
+        frames = frames if backend == "native" else min(frames, 5)  # the interpreter takes milliseconds a tile
         q, k, v = clip(frames, stream, rope, heads)
-        native, reference = both_ways(q[:, -made * stream.tokens :], k, v, stream, rope)
-        for name, one, other in zip(("out", "dq", "dk", "dv"), native, reference, strict=True):
+        kernels, reference = both_ways(backend, q[:, -made * stream.tokens :], k, v, stream, rope)
+        for name, one, other in zip(("out", "dq", "dk", "dv"), kernels, reference, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
 
-    def test_slots_that_are_empty_and_out_of_order(self) -> None:
+    def test_half_precision(self, backend: str) -> None:
+        """Not bfloat16, which the interpreter multiplies as if its bits were integers."""
+        q, k, v = clip(3)
+        halves = [x.half() for x in (q, k, v)]
+        if backend == "native":
+            with pytest.raises(ValueError, match="takes float32 tensors"):
+                attend(*halves, STREAM, ROPE, backend=backend)
+            return
+        exact = both_ways("reference", q, k, v, STREAM, ROPE)[0]
+        for one, other in zip(both_ways(backend, *halves, STREAM, ROPE)[0], exact, strict=True):
+            assert one.dtype == torch.float16
+            torch.testing.assert_close(one.float(), other, rtol=0, atol=5e-3 * float(other.abs().max()))
+
+    def test_slots_that_are_empty_and_out_of_order(self, backend: str) -> None:
         q, k, v = clip(6)
         k[:, 2 * STREAM.tokens : 3 * STREAM.tokens] = float("nan")
         v[:, 2 * STREAM.tokens : 3 * STREAM.tokens] = float("nan")
         q = q[:, -2 * STREAM.tokens :]
-        native, reference = both_ways(q, k, v, STREAM, ROPE, k_times=[4, 0, -1, 3, 1, 2], q_times=[3, 4])
-        for one, other in zip(native, reference, strict=True):
+        kernels, reference = both_ways(backend, q, k, v, STREAM, ROPE, k_times=[4, 0, -1, 3, 1, 2], q_times=[3, 4])
+        for one, other in zip(kernels, reference, strict=True):
             assert bool(torch.isfinite(one).all())
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-        assert not native[2][:, 2 * STREAM.tokens : 3 * STREAM.tokens].any()
+        assert not kernels[2][:, 2 * STREAM.tokens : 3 * STREAM.tokens].any()
 
     @pytest.mark.parametrize("block", [1, 4, 7, 64])
-    def test_blocks(self, block: int) -> None:
+    def test_blocks(self, backend: str, block: int) -> None:
         q, k, v = clip(5)
         q = q[:, -2 * STREAM.tokens :]
         shape = (2, 2, -(-q.shape[1] // block), -(-k.shape[1] // block))
         blocks = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
         blocks[0, 0, 0] = False  # queries that see nothing
         blocks[0, 1, 0, 0] = True
-        native, reference = both_ways(q, k, v, STREAM, ROPE, blocks=blocks, block=block)
-        for one, other in zip(native, reference, strict=True):
+        kernels, reference = both_ways(backend, q, k, v, STREAM, ROPE, blocks=blocks, block=block)
+        for one, other in zip(kernels, reference, strict=True):
             assert bool(torch.isfinite(one).all())
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-        assert not native[0][0, : min(block, q.shape[1]), 0].any()
+        assert not kernels[0][0, : min(block, q.shape[1]), 0].any()
 
-    def test_nothing_visible(self) -> None:
+    def test_nothing_visible(self, backend: str) -> None:
         q, k, v = clip(1)
-        native, reference = both_ways(q, k, v, STREAM, ROPE, k_times=[-1], q_times=[0])
-        for one, other in zip(native, reference, strict=True):
+        kernels, reference = both_ways(backend, q, k, v, STREAM, ROPE, k_times=[-1], q_times=[0])
+        for one, other in zip(kernels, reference, strict=True):
             assert not one.any()
             torch.testing.assert_close(one, other)
-        empty = attend(q[:, :0], k, v, STREAM, ROPE, backend="native")
+        empty = attend(q[:, :0], k, v, STREAM, ROPE, backend=backend)
         assert empty.shape == (2, 0, 2, 8)
 
-    def test_huge_scores_and_nonsense(self) -> None:
+    def test_huge_scores_and_nonsense(self, backend: str) -> None:
         q, k, v = clip(2)
-        native, reference = (
-            attend(1e4 * q, 1e4 * k, v, STREAM, ROPE, backend=name) for name in ("native", "reference")
+        kernels, reference = (
+            attend(1e4 * q, 1e4 * k, v, STREAM, ROPE, backend=name) for name in (backend, "reference")
         )
-        torch.testing.assert_close(native, reference, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(kernels, reference, rtol=1e-3, atol=1e-3)
         k[0, 0, 0, 0] = float("nan")
         k[0, 1, 1, 0] = float("inf")
-        assert attend(q, k, v, STREAM, ROPE, backend="native").shape == q.shape
+        assert attend(q, k, v, STREAM, ROPE, backend=backend).shape == q.shape
 
-    def test_the_bits_do_not_depend_on_the_threads(self) -> None:
-        stream, rope = Stream(8, 8), Rope3d.split_evenly(32)
-        q, k, v = clip(9, stream, rope)
+    def test_the_bits_do_not_depend_on_the_threads(self, backend: str) -> None:
+        side, frames = (8, 9) if backend == "native" else (2, 5)
+        stream, rope = Stream(side, side), Rope3d.split_evenly(32)
+        q, k, v = clip(frames, stream, rope)
         threads = torch.get_num_threads()
         try:
             results = []
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
                 given = [x.clone().requires_grad_() for x in (q, k, v)]
-                out = rollout_attention(*given, stream, rope, "native")
+                out = rollout_attention(*given, stream, rope, backend)
                 results.append([out.detach(), *torch.autograd.grad(out.square().sum(), given)])
         finally:
             torch.set_num_threads(threads)
         for other in results[1:]:
             assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
-    def test_it_compiles(self) -> None:
+    def test_it_compiles(self, backend: str) -> None:
         q, k, v = clip(5)
         q.requires_grad_()
 
         def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return rollout_attention(q, k, v, STREAM, ROPE, "native").square().sum()
+            return rollout_attention(q, k, v, STREAM, ROPE, backend).square().sum()
 
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
         expected, gradient = (torch.autograd.grad(run(q, k, v), q)[0] for run in (loss, compiled))
         torch.testing.assert_close(gradient, expected)
 
-    def test_the_operator_is_registered_well(self) -> None:
+    def test_the_operator_is_registered_well(self, backend: str) -> None:
         q, k, v = (x.requires_grad_() for x in clip(2))
         turn = torch.rand(q.shape[1], 8)
-        arguments = (q, k, v, turn, turn, torch.tensor([0, 1]), None, 64)
+        arguments = (q, k, v, turn, turn, torch.tensor([0, 1]), None, 64, backend)
         torch.library.opcheck(torch.ops.dreamkit.stream_attention.default, arguments)
 
     @settings(max_examples=30, deadline=None)
@@ -279,14 +304,14 @@ class TestNative:
         st.integers(1, 3), st.integers(0, 6), st.integers(0, 4), st.integers(1, 4), st.integers(0, 10**6),
     )  # fmt: skip
     def test_any_stream(
-        self, height: int, width: int, rows: int, columns: int, time: int, heads: int, frames: int, sink: int,
-        chunk: int, seed: int,
+        self, backend: str, height: int, width: int, rows: int, columns: int, time: int, heads: int, frames: int,
+        sink: int, chunk: int, seed: int,
     ) -> None:  # fmt: skip
         stream = Stream(height, width, chunk, sink, 2)
         rope = Rope3d(2 * time, 2 * rows, 2 * columns)
         q, k, v = clip(frames, stream, rope, heads, 1, seed)
-        native, reference = (rollout_attention(q, k, v, stream, rope, name) for name in ("native", "reference"))
-        torch.testing.assert_close(native, reference, rtol=1e-4, atol=1e-5)
+        kernels, reference = (rollout_attention(q, k, v, stream, rope, name) for name in (backend, "reference"))
+        torch.testing.assert_close(kernels, reference, rtol=1e-4, atol=1e-5)
 
 
 class TestArguments:
