@@ -25,7 +25,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "modulate": ("reference", "native", "triton"),
     "ssim": ("reference", "native", "triton"),
     "stream_attention": ("reference", "native", "triton"),
-    "volume_render": ("reference", "native"),
+    "volume_render": ("reference", "native", "triton"),
 }
 """The backends each operation has, in the order in which they are tried after the reference."""
 DEVICES = {"native": "cpu", "triton": "cuda", "gsplat": "cuda"}

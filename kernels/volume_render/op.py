@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import choose_backend
-from . import native, reference
+from . import operators, reference
 from .types import MAX_STEPS, OccupancyGrid, Rays, Samples, check_grid, check_samples, check_tensor
-
-OPERATION = "volume_render"
 
 
 @torch.no_grad()
@@ -36,7 +34,7 @@ def march(
         near: where the first interval of every ray begins.
         far: where rays end.
         jitter: [N] in [0, 1], shift of each ray's intervals in steps; `None` is 0.
-        backend: "reference" or "native". None: DREAMKIT_BACKEND, else the fastest one that applies.
+        backend: "reference", "native" or "triton". None: DREAMKIT_BACKEND, else the fastest one that applies.
 
     Returns:
         The kept intervals, packed.
@@ -53,9 +51,11 @@ def march(
         raise ValueError(f"step must be above 0 and give at most {MAX_STEPS} steps from near to far, got {step}.")
     if jitter is not None:
         check_tensor("jitter", jitter, [len(rays.origins)], ("rays.origins", rays.origins))
-    chosen = choose_backend(OPERATION, backend, rays.origins)
-    run = native.march_native if chosen == "native" else reference.march_reference
-    return run(rays, grid, step, near, far, jitter)
+    chosen = choose_backend(operators.OPERATION, backend, rays.origins)
+    if chosen == "reference":
+        return reference.march_reference(rays, grid, step, near, far, jitter)
+    box = torch.stack([grid.low, grid.high])
+    return Samples(*operators.march(rays.origins, rays.directions, grid.occupied, box, jitter, step, near, far, chosen))
 
 
 def render_weights(densities: Tensor, samples: Samples, backend: str | None = None) -> Tensor:
@@ -73,9 +73,10 @@ def render_weights(densities: Tensor, samples: Samples, backend: str | None = No
     """
     check_samples(samples)
     check_tensor("densities", densities, samples.starts.shape, ("samples.starts", samples.starts))
-    if choose_backend(OPERATION, backend, densities) == "native":
-        return native.weights_native(densities, samples)
-    return reference.weights_reference(densities, samples)
+    chosen = choose_backend(operators.OPERATION, backend, densities)
+    if chosen == "reference":
+        return reference.weights_reference(densities, samples)
+    return operators.weights(densities, samples.starts, samples.ends, samples.offsets, chosen)
 
 
 def accumulate(weights: Tensor, values: Tensor, samples: Samples, backend: str | None = None) -> Tensor:
@@ -93,9 +94,10 @@ def accumulate(weights: Tensor, values: Tensor, samples: Samples, backend: str |
     check_samples(samples)
     check_tensor("weights", weights, samples.starts.shape, ("samples.starts", samples.starts))
     check_tensor("values", values, [len(weights), "*"], ("weights", weights))
-    if choose_backend(OPERATION, backend, weights) == "native":
-        return native.accumulate_native(weights, values, samples)
-    return reference.accumulate_reference(weights, values, samples)
+    chosen = choose_backend(operators.OPERATION, backend, weights)
+    if chosen == "reference":
+        return reference.accumulate_reference(weights, values, samples)
+    return operators.accumulate(weights, values, samples.starts, samples.ends, samples.offsets, chosen)
 
 
 def distortion_loss(weights: Tensor, samples: Samples, backend: str | None = None) -> Tensor:
@@ -113,9 +115,10 @@ def distortion_loss(weights: Tensor, samples: Samples, backend: str | None = Non
     """
     check_samples(samples)
     check_tensor("weights", weights, samples.starts.shape, ("samples.starts", samples.starts))
-    if choose_backend(OPERATION, backend, weights) == "native":
-        return native.distortion_native(weights, samples)
-    return reference.distortion_reference(weights, samples)
+    chosen = choose_backend(operators.OPERATION, backend, weights)
+    if chosen == "reference":
+        return reference.distortion_reference(weights, samples)
+    return operators.distortion(weights, samples.starts, samples.ends, samples.offsets, chosen)
 
 
 @torch.no_grad()
@@ -155,6 +158,7 @@ def resample(
         raise ValueError(f"padding must be above 0 and finite, got {padding}.")
     if jitter is not None:
         check_tensor("jitter", jitter, [len(edges)], ("edges", edges))
-    if choose_backend(OPERATION, backend, edges) == "native":
-        return native.resample_native(edges, weights, count, jitter, padding)
+    chosen = choose_backend(operators.OPERATION, backend, edges)
+    if chosen != "reference":
+        return operators.resample(edges, weights, count, jitter, padding, chosen)
     return reference.resample_reference(edges, weights, count, jitter, padding)

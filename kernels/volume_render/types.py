@@ -96,7 +96,8 @@ def check_samples(samples: Samples) -> None:
         raise ValueError(f"samples.offsets must be on {samples.starts.device}, got {offsets.device}.")
     if torch.compiler.is_compiling():
         return  # the values are not known while a graph is traced; the native kernels check them too
-    if int(offsets[0]) != 0 or int(offsets[-1]) != len(samples.starts) or bool((offsets.diff() < 0).any()):
+    wrong = (offsets[0] != 0) | (offsets[-1] != len(samples.starts)) | (offsets.diff() < 0).any()
+    if bool(wrong):  # a single wait for a GPU
         raise ValueError(f"samples.offsets must rise from 0 to {len(samples.starts)}.")
 
 

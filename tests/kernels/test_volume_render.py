@@ -1,4 +1,4 @@
-"""Volume rendering: the reference against plain loops, the native backend against the reference."""
+"""Volume rendering: the reference against plain loops, the kernels against the reference."""
 
 import math
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import needs_triton
 from dreamkit_kernels.volume_render import (
     OccupancyGrid,
     Rays,
@@ -22,6 +23,12 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 NAN, INF = float("nan"), float("inf")
+KERNELS = ["native", pytest.param("triton", marks=needs_triton)]
+
+
+def fewer(counts: list[int], kernels: str) -> list[int]:
+    """The interpreter takes milliseconds a ray."""
+    return counts if kernels == "native" else counts[:20]
 
 
 def packed(counts: list[int], seed: int = 0, dtype: torch.dtype = torch.float32) -> Samples:
@@ -97,11 +104,12 @@ class TestMarch:
         torch.testing.assert_close(samples.ends, samples.starts + step)
 
     @pytest.mark.parametrize("jittered", [False, True])
-    def test_native(self, jittered: bool) -> None:
+    @pytest.mark.parametrize("kernels", KERNELS)
+    def test_kernels(self, kernels: str, jittered: bool) -> None:
         """Intervals whose middle is on a border of cells may fall to either side by rounding: one in a thousand may."""
         rays, grid = random_rays(500), random_grid()
         jitter = torch.rand(500, generator=torch.Generator().manual_seed(5)) if jittered else None
-        native, reference = (march(rays, grid, 0.03, 0.5, 6.0, jitter, backend) for backend in ("native", "reference"))
+        marched, reference = (march(rays, grid, 0.03, 0.5, 6.0, jitter, name) for name in (kernels, "reference"))
         assert len(reference.starts) > 5000
 
         def keys(samples: Samples) -> set[tuple[int, int]]:
@@ -109,12 +117,14 @@ class TestMarch:
             steps = ((samples.starts - 0.5) / 0.03 - shift).round().long()
             return set(zip(samples.rays.tolist(), steps.tolist(), strict=True))
 
-        differing = keys(native) ^ keys(reference)
+        differing = keys(marched) ^ keys(reference)
         assert len(differing) <= len(reference.starts) / 1000, len(differing)
-        torch.testing.assert_close(native.ends - native.starts, torch.full_like(native.starts, 0.03), rtol=0, atol=1e-5)
-        assert bool((native.starts.diff()[native.rays.diff() == 0] > 0).all())
+        torch.testing.assert_close(
+            marched.ends - marched.starts, torch.full_like(marched.starts, 0.03), rtol=0, atol=1e-5
+        )
+        assert bool((marched.starts.diff()[marched.rays.diff() == 0] > 0).all())
 
-    @pytest.mark.parametrize("backend", ["native", "reference"])
+    @pytest.mark.parametrize("backend", [*KERNELS, "reference"])
     def test_rays_along_axes_from_inside_and_nonsense(self, backend: str) -> None:
         grid = OccupancyGrid(torch.ones(4, 4, 4, dtype=torch.bool), torch.full((3,), -1.0), torch.full((3,), 1.0))
         origins = torch.tensor([[-3.0, 0.1, 0.1], [0.1, 0.1, 0.1], [-3, 2, 0], [NAN, 0, 0], [0.1, 0, 0], [0.1, 0.1, 3]])
@@ -170,39 +180,43 @@ class TestWeights:
         assert gradcheck(lambda d: render_weights(d, samples), (densities,))
 
     @pytest.mark.parametrize("counts", [[], [0], [1], [3, 0, 9, 1, 0, 17], [50] * 300])
-    def test_native(self, counts: list[int]) -> None:
-        samples = packed(counts)
+    @pytest.mark.parametrize("kernels", KERNELS)
+    def test_kernels(self, kernels: str, counts: list[int]) -> None:
+        samples = packed(fewer(counts, kernels))
         generator = torch.Generator().manual_seed(2)
         densities = 20 * torch.rand(len(samples.starts), generator=generator) ** 3
         incoming = torch.randn(len(densities), generator=generator)
         results = []
-        for backend in ("native", "reference"):
+        for backend in (kernels, "reference"):
             given = densities.clone().requires_grad_()
             weights = render_weights(given, samples, backend)
             results.append((weights.detach(), torch.autograd.grad(weights, given, incoming)[0]))
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-6)
 
-    def test_extreme_densities(self) -> None:
+    @pytest.mark.parametrize("kernels", KERNELS)
+    def test_extreme_densities(self, kernels: str) -> None:
         samples = Samples(torch.zeros(5), torch.ones(5), torch.arange(6))
         densities = torch.tensor([0.0, 1e-30, 88.0, 1e30, INF])
-        weights = render_weights(densities, samples, "native")
+        weights = render_weights(densities, samples, kernels)
         torch.testing.assert_close(weights, torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]))
-        again = render_weights(torch.tensor([NAN, 1.0, 1.0, -5.0, NAN]), samples, "native")
+        again = render_weights(torch.tensor([NAN, 1.0, 1.0, -5.0, NAN]), samples, kernels)
         assert again.shape == (5,)  # defined, if not useful: no crash
 
 
 class TestAccumulate:
     @pytest.mark.parametrize("channels", [0, 1, 3, 4, 7])
     @pytest.mark.parametrize("counts", [[], [0], [2, 0, 5], [40] * 200])
-    def test_native(self, channels: int, counts: list[int]) -> None:
+    @pytest.mark.parametrize("kernels", KERNELS)
+    def test_kernels(self, kernels: str, channels: int, counts: list[int]) -> None:
+        counts = fewer(counts, kernels)
         samples = packed(counts)
         generator = torch.Generator().manual_seed(2)
         weights = torch.rand(len(samples.starts), generator=generator)
         values = torch.randn(len(weights), channels, generator=generator)
         incoming = torch.randn(len(counts), channels, generator=generator)
         results = []
-        for backend in ("native", "reference"):
+        for backend in (kernels, "reference"):
             given = [item.clone().requires_grad_() for item in (weights, values)]
             total = accumulate(*given, samples, backend)
             results.append((total.detach(), *torch.autograd.grad(total, given, incoming)))
@@ -236,15 +250,16 @@ class TestDistortion:
         torch.testing.assert_close(distortion_loss(weights, samples), torch.tensor(expected, dtype=torch.float64))
 
     @pytest.mark.parametrize("counts", [[], [0], [1], [4, 0, 11], [64] * 100])
-    def test_native(self, counts: list[int]) -> None:
-        samples = packed(counts)
+    @pytest.mark.parametrize("kernels", KERNELS)
+    def test_kernels(self, kernels: str, counts: list[int]) -> None:
+        samples = packed(fewer(counts, kernels))
         far_away = Samples(samples.starts + 50, samples.ends + 50, samples.offsets)  # cancellation
         generator = torch.Generator().manual_seed(2)
         weights = torch.rand(len(samples.starts), generator=generator) / 10
-        incoming = torch.randn(len(counts), generator=generator)
+        incoming = torch.randn(len(samples.offsets) - 1, generator=generator)
         for chosen in (samples, far_away):
             results = []
-            for backend in ("native", "reference"):
+            for backend in (kernels, "reference"):
                 given = weights.clone().requires_grad_()
                 loss = distortion_loss(given, chosen, backend)
                 results.append((loss.detach(), torch.autograd.grad(loss, given, incoming)[0]))
@@ -266,23 +281,23 @@ class TestResample:
 
     @pytest.mark.parametrize(("rays", "bins", "count"), [(0, 3, 2), (1, 1, 1), (7, 5, 3), (200, 64, 48)])
     @pytest.mark.parametrize("jittered", [False, True])
-    def test_native(self, rays: int, bins: int, count: int, jittered: bool) -> None:
+    @pytest.mark.parametrize("kernels", KERNELS)
+    def test_kernels(self, kernels: str, rays: int, bins: int, count: int, jittered: bool) -> None:
         generator = torch.Generator().manual_seed(8)
         edges = torch.rand(rays, bins + 1, generator=generator).cumsum(dim=1)
         weights = torch.rand(rays, bins, generator=generator) ** 4
         jitter = torch.rand(rays, generator=generator) if jittered else None
-        native, reference = (
-            resample(edges, weights, count, jitter, 1e-3, backend) for backend in ("native", "reference")
-        )
-        torch.testing.assert_close(native, reference, rtol=1e-3, atol=1e-3)
-        assert bool((native.diff(dim=1) >= 0).all())
+        edges_by = [resample(edges, weights, count, jitter, 1e-3, name) for name in (kernels, "reference")]
+        torch.testing.assert_close(*edges_by, rtol=1e-3, atol=1e-3)
+        assert bool((edges_by[0].diff(dim=1) >= 0).all())
 
-    def test_weights_that_are_zero_or_nonsense(self) -> None:
+    @pytest.mark.parametrize("kernels", KERNELS)
+    def test_weights_that_are_zero_or_nonsense(self, kernels: str) -> None:
         edges = torch.arange(5.0).expand(2, 5)
-        for backend in ("native", "reference"):
+        for backend in (kernels, "reference"):
             even = resample(edges, torch.zeros(2, 4), 3, backend=backend)
             torch.testing.assert_close(even, torch.tensor([0.5, 1.5, 2.5, 3.5]).expand(2, 4))
-        broken = resample(edges, torch.tensor([[NAN, 1, 1, 1], [INF, 1, 1, 1]]), 3, backend="native")
+        broken = resample(edges, torch.tensor([[NAN, 1, 1, 1], [INF, 1, 1, 1]]), 3, backend=kernels)
         assert broken.shape == (2, 4)
 
     @pytest.mark.parametrize(
@@ -328,55 +343,59 @@ def render(densities: Tensor, colors: Tensor, samples: Samples, backend: str | N
     )
 
 
-class TestNative:
-    def test_the_bits_do_not_depend_on_the_threads(self) -> None:
-        samples = packed([37] * 400)
+@pytest.mark.parametrize("kernels", KERNELS)
+class TestKernels:
+    def test_the_bits_do_not_depend_on_the_threads(self, kernels: str) -> None:
+        samples = packed(fewer([37] * 400, kernels))
+        step = 0.02 if kernels == "native" else 0.2
         generator = torch.Generator().manual_seed(2)
         densities = (5 * torch.rand(len(samples.starts), generator=generator)).requires_grad_()
         colors = torch.rand(len(densities), 3, generator=generator).requires_grad_()
 
         def work() -> list[Tensor]:
-            marched = march(random_rays(500), random_grid(), 0.02, 0.0, 6.0, backend="native")
-            loss = render(densities, colors, samples, "native")
+            marched = march(random_rays(500), random_grid(), step, 0.0, 6.0, backend=kernels)
+            loss = render(densities, colors, samples, kernels)
             return [loss, *torch.autograd.grad(loss, (densities, colors)), marched.starts, marched.offsets]
 
         first, *others = on_threads(work)
         for other in others:
             assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True))
 
-    def test_it_compiles(self) -> None:
+    def test_it_compiles(self, kernels: str) -> None:
         samples = packed([5, 0, 9])
         densities = torch.rand(14).requires_grad_()
         colors = torch.rand(14, 3)
 
         def loss(densities: Tensor, starts: Tensor, ends: Tensor, offsets: Tensor) -> Tensor:
-            return render(densities, colors, Samples(starts, ends, offsets), "native")
+            return render(densities, colors, Samples(starts, ends, offsets), kernels)
 
         inputs = (densities, samples.starts, samples.ends, samples.offsets)
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
         expected, gradient = (torch.autograd.grad(run(*inputs), densities)[0] for run in (loss, compiled))
         torch.testing.assert_close(gradient, expected)
 
-    def test_the_operators_are_registered_well(self) -> None:
+    def test_the_operators_are_registered_well(self, kernels: str) -> None:
         samples = packed([5, 0, 9])
         rest = (samples.starts, samples.ends, samples.offsets)
         densities = torch.rand(14, requires_grad=True)
         operators = torch.ops.dreamkit
-        torch.library.opcheck(operators.render_weights.default, (densities, *rest))
-        torch.library.opcheck(operators.accumulate.default, (densities, torch.rand(14, 3, requires_grad=True), *rest))
-        torch.library.opcheck(operators.distortion.default, (densities, *rest))
+        torch.library.opcheck(operators.render_weights.default, (densities, *rest, kernels))
+        torch.library.opcheck(
+            operators.accumulate.default, (densities, torch.rand(14, 3, requires_grad=True), *rest, kernels)
+        )
+        torch.library.opcheck(operators.distortion.default, (densities, *rest, kernels))
         edges, weights = torch.rand(3, 5).cumsum(1), torch.rand(3, 4)
-        torch.library.opcheck(operators.resample.default, (edges, weights, 6, None, 1e-4))
+        torch.library.opcheck(operators.resample.default, (edges, weights, 6, None, 1e-4, kernels))
 
     @settings(max_examples=30, deadline=None)
     @given(st.lists(st.integers(0, 20), max_size=12), st.integers(0, 5), st.integers(0, 10**6))
-    def test_any_samples(self, counts: list[int], channels: int, seed: int) -> None:
+    def test_any_samples(self, kernels: str, counts: list[int], channels: int, seed: int) -> None:
         samples = packed(counts, seed)
         generator = torch.Generator().manual_seed(seed)
         densities = 10 * torch.rand(len(samples.starts), generator=generator)
         values = torch.rand(len(densities), channels, generator=generator)
-        native, reference = (
+        made, reference = (
             accumulate(render_weights(densities, samples, backend), values, samples, backend)
-            for backend in ("native", "reference")
+            for backend in (kernels, "reference")
         )
-        torch.testing.assert_close(native, reference, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(made, reference, rtol=1e-4, atol=1e-5)
