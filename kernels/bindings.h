@@ -70,9 +70,11 @@ void define(nb::module_& module, const char* name, Result (*function)(Arguments.
 }
 
 // One for each operation, in its native.cpp.
+void bind_adam(nb::module_& module);
 void bind_gaussian_rasterize(nb::module_& module);
 void bind_hash_grid(nb::module_& module);
 void bind_modulate(nb::module_& module);
+void bind_noise_residual(nb::module_& module);
 void bind_ssim(nb::module_& module);
 void bind_stream_attention(nb::module_& module);
 void bind_volume_render(nb::module_& module);

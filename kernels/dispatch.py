@@ -20,9 +20,11 @@ logger = logging.getLogger("dreamkit.kernels")
 
 BACKEND_VARIABLE = "DREAMKIT_BACKEND"
 OPERATIONS: dict[str, tuple[str, ...]] = {
+    "adam": ("reference", "native", "triton"),
     "gaussian_rasterize": ("reference", "native", "gsplat"),
     "hash_grid": ("reference", "native", "triton"),
     "modulate": ("reference", "native", "triton"),
+    "noise_residual": ("reference", "native", "triton"),
     "ssim": ("reference", "native", "triton"),
     "stream_attention": ("reference", "native", "triton"),
     "volume_render": ("reference", "native", "triton"),
@@ -30,7 +32,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 """The backends each operation has, in the order in which they are tried after the reference."""
 DEVICES = {"native": "cpu", "triton": "cuda", "gsplat": "cuda"}
 """The device type of every backend but the reference, which runs anywhere."""
-HALF_PRECISION = {"modulate", "stream_attention"}
+HALF_PRECISION = {"modulate", "noise_residual", "stream_attention"}
 """The operations whose Triton kernels also take float16 and bfloat16, as the networks that call them do."""
 
 

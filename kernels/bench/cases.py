@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import gaussian_rasterize, hash_grid, modulate, ssim, stream_attention, volume_render
+from .. import adam, gaussian_rasterize, hash_grid, modulate, noise_residual, ssim, stream_attention, volume_render
 from ..stream_attention.reference import attend_reference
 from .measure import Problem
 
@@ -154,6 +154,35 @@ def _modulate(batch: int, tokens: int, dim: int) -> Make:
     return make
 
 
+def _adam(count: int) -> Make:
+    """All parameters of Gaussians with colours, half of which a batch of views saw."""
+
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        groups = [
+            [torch.rand(count, width, generator=generator).to(device) for width in (3, 4, 3, 1, 3)] for _ in range(4)
+        ]
+        rows = (torch.rand(count, generator=generator) < 0.5).to(device)
+
+        def forward(backend: str) -> Sequence[Tensor]:
+            adam.adam_step(*groups, [1e-3] * 5, 10, rows=rows, backend=backend)
+            return groups[0]
+
+        return Problem(forward, [])
+
+    return make
+
+
+def _residual(batch: int, channels: int, side: int) -> Make:
+    def make(device: torch.device) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        four = torch.randn(4, batch, channels, side, side, generator=generator).to(device)
+        table = noise_residual.Coefficients(*torch.rand(6, batch, generator=generator).to(device))
+        return Problem(lambda backend: noise_residual.guided_residual(*four, table, backend), [])
+
+    return make
+
+
 def _stream(height: int, width: int, heads: int, dim: int, frames: int) -> Make:
     """A roll-out of a clip with window 9, sink 3 and chunks of 3, against SDPA under the mask of the whole clip."""
     stream = stream_attention.Stream(height, width, chunk=3, sink=3, window=9)
@@ -208,6 +237,9 @@ CASES: tuple[Case, ...] = (
     Case("gaussian_rasterize", "100k at 512x512", gaussians_in_a_ball(100_000, 512, 512, 0.6)),
     Case("hash_grid", "65,536 points", hash_of_random_points(65_536, False)),
     Case("hash_grid", "65,536 points, positions too", hash_of_random_points(65_536, True)),
+    Case("adam", "100k Gaussians, half of them seen", _adam(100_000)),
+    Case("noise_residual", "4 pictures of 64x64", _residual(4, 3, 64)),
+    Case("noise_residual", "4 latents of 16 x 256x256", _residual(4, 16, 256)),
     Case("volume_render", "march 4,096 rays", _march(4096)),
     Case("volume_render", "render 4,096 rays x 64", _render(4096, 64)),
     Case("volume_render", "resample 4,096 rays 64 -> 32", _resample(4096, 64, 32)),

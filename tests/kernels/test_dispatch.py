@@ -81,6 +81,5 @@ def test_report_gives_the_reason():
 
 @needs_native
 def test_report_names_the_instruction_set():
-    native = next(status for status in backend_report() if status.name == "native")
-    assert native.operation == OPERATION
+    native = next(status for status in backend_report() if (status.name, status.operation) == ("native", OPERATION))
     assert dispatch.native_module().instruction_set() in native.reason
