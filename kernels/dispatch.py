@@ -21,7 +21,7 @@ logger = logging.getLogger("dreamkit.kernels")
 BACKEND_VARIABLE = "DREAMKIT_BACKEND"
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "adam": ("reference", "native", "triton"),
-    "gaussian_rasterize": ("reference", "native", "gsplat"),
+    "gaussian_rasterize": ("reference", "native", "gsplat", "triton"),
     "hash_grid": ("reference", "native", "triton"),
     "modulate": ("reference", "native", "triton"),
     "noise_residual": ("reference", "native", "triton"),

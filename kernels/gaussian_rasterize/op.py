@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..dispatch import choose_backend
 from .gsplat_backend import rasterize_gsplat
 from .native import rasterize_native
+from .operators import composite_triton
 from .reference import rasterize_reference
 from .types import Gaussians, Rasterization, Settings, View, check_arguments
 
@@ -21,7 +22,8 @@ def rasterize(gaussians: Gaussians, view: View, settings: Settings = DEFAULT_SET
         image(p) = sum_i alpha_i T_i c_i + T background, with T_i = prod_{j<i} (1 - alpha_j), stopped before T <= 1e-4
 
     Gradients reach means, quaternions, scales, opacities, colours, background and view matrices. The native backend
-    (float32 on the CPU) is deterministic: equal inputs give equal bits, for any number of threads.
+    (float32 on the CPU) is deterministic: equal inputs give equal bits, for any number of threads. On a GPU atomics
+    reorder the sums of gradients.
 
     Args:
         gaussians: N Gaussians; N may be 0. Rows that hold NaN or infinity are culled.
@@ -50,5 +52,7 @@ def rasterize(gaussians: Gaussians, view: View, settings: Settings = DEFAULT_SET
     """
     check_arguments(gaussians, view, settings)
     backend = choose_backend("gaussian_rasterize", settings.backend, gaussians.means)
+    if backend == "triton":
+        return rasterize_reference(gaussians, view, settings, composite_triton)
     run = {"native": rasterize_native, "gsplat": rasterize_gsplat, "reference": rasterize_reference}[backend]
     return run(gaussians, view, settings)

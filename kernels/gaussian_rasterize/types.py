@@ -82,7 +82,7 @@ class Settings:
     tile_size: int = 16
     """Side of the tiles of the reference backend, pixels. The result does not depend on it."""
     backend: str | None = None
-    """"reference", "native" (CPU) or "gsplat" (CUDA). None: DREAMKIT_BACKEND, else the fastest one that applies."""
+    """"reference", "native" (CPU), "gsplat", "triton" (GPU). None: DREAMKIT_BACKEND, else the fastest that applies."""
 
 
 @dataclass(frozen=True)

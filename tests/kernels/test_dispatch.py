@@ -49,7 +49,7 @@ def test_argument_before_environment(monkeypatch):
 
 
 def test_unknown_backend_names_where_it_came_from(monkeypatch):
-    with pytest.raises(ValueError, match="one of reference, native, gsplat for gaussian_rasterize, got 'gpu'"):
+    with pytest.raises(ValueError, match="one of reference, native, gsplat, triton for gaussian_rasterize, got 'gpu'"):
         dispatch.choose_backend(OPERATION, "gpu", SINGLE)
     monkeypatch.setenv(dispatch.BACKEND_VARIABLE, "cuda")
     with pytest.raises(ValueError, match="DREAMKIT_BACKEND must be one of"):

@@ -117,6 +117,9 @@ def test_where_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch.choose_backend("gaussian_rasterize", None, tensor) == "gsplat"
     assert dispatch.choose_backend("gaussian_rasterize", "reference", tensor) == "reference"
     monkeypatch.setattr(dispatch, "_gsplat_state", lambda: (False, "no nvcc"))
+    monkeypatch.setattr(dispatch, "_triton_state", lambda: (True, "there"))
+    assert dispatch.choose_backend("gaussian_rasterize", None, tensor) == "triton"
+    monkeypatch.setattr(dispatch, "_triton_state", lambda: (False, "not installed"))
     assert dispatch.choose_backend("gaussian_rasterize", None, tensor) == "reference"
     with pytest.raises(RuntimeError, match="backend 'gsplat' is not available: no nvcc"):
         dispatch.choose_backend("gaussian_rasterize", "gsplat", tensor)
