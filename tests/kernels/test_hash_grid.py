@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from dreamkit_kernels.hash_grid import HashGrid, encode
 from dreamkit_kernels.hash_grid.reference import encode_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -56,6 +58,20 @@ def by_hand(position: Any, table: Any, grid: HashGrid) -> list[float]:
             total += weight * table[level.offset + index % level.size]
         encoded.extend(total.tolist())
     return encoded
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", pytest.param("triton", marks=needs_triton)])
+def test_as_nerfstudio(backend: str) -> None:
+    """nerfstudio's own answers, kept by golden/make_nerfstudio.py: 6 levels from 4 to 100 cells, 2^6 entries each."""
+    kept = load_file(Path(__file__).parent / "golden" / "nerfstudio_hash.safetensors")
+    growth = math.exp((math.log(100) - math.log(4)) / 5)
+    grid = HashGrid(levels=6, log2_size=6, base_resolution=4, growth=growth, layout="hashed")
+    positions, table = (kept[name].requires_grad_() for name in ("positions", "table"))
+    code = encode(positions, table, grid, backend)
+    torch.testing.assert_close(code, kept["code"], rtol=0, atol=1e-5)
+    d_positions, d_table = torch.autograd.grad(code, (positions, table), kept["incoming"])
+    torch.testing.assert_close(d_table, kept["d_table"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(d_positions, kept["d_positions"], rtol=1e-5, atol=1e-4)  # up to 400
 
 
 class TestLayout:

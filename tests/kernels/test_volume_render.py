@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import nerfacc
 import pytest
 import torch
 from backends import needs_triton
@@ -202,6 +203,21 @@ class TestWeights:
         torch.testing.assert_close(weights, torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]))
         again = render_weights(torch.tensor([NAN, 1.0, 1.0, -5.0, NAN]), samples, kernels)
         assert again.shape == (5,)  # defined, if not useful: no crash
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", pytest.param("triton", marks=needs_triton)])
+def test_as_nerfacc(backend: str) -> None:
+    """Dense weights and sums by nerfacc, whose torch functions run on a CPU."""
+    generator = torch.Generator().manual_seed(9)
+    edges = torch.rand(7, 13, generator=generator).cumsum(dim=1)
+    samples = Samples.dense(edges)
+    densities = 6 * torch.rand(7, 12, generator=generator)
+    colors = torch.rand(7, 12, 3, generator=generator)
+    expected, _, _ = nerfacc.render_weight_from_density(edges[:, :-1], edges[:, 1:], densities)
+    weights = render_weights(densities.flatten(), samples, backend)
+    torch.testing.assert_close(weights, expected.flatten(), rtol=0, atol=1e-5)
+    total = accumulate(weights, colors.flatten(0, 1), samples, backend)
+    torch.testing.assert_close(total, nerfacc.accumulate_along_rays(expected, colors), rtol=0, atol=1e-5)
 
 
 class TestAccumulate:
