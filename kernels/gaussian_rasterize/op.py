@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..dispatch import choose_backend
 from .gsplat_backend import rasterize_gsplat
-from .native import rasterize_native
-from .operators import composite_triton
+from .native_operators import rasterize_native
 from .reference import rasterize_reference
+from .triton_operators import composite_triton
 from .types import Gaussians, Rasterization, Settings, View, check_arguments
 
 DEFAULT_SETTINGS = Settings()

@@ -144,6 +144,8 @@ def _check_view(view: View) -> None:
         raise ValueError(f"projection must be 'perspective' or 'orthographic', got {view.projection!r}.")
     if not 0.0 < view.near < view.far:
         raise ValueError(f"near and far must satisfy 0 < near < far, got {view.near} and {view.far}.")
+    if torch.compiler.is_compiling():
+        return  # the values are not known while a graph is traced
     for name, tensor in (("view_matrices", view.view_matrices), ("intrinsics", view.intrinsics)):
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} must be finite, got NaN or infinity.")

@@ -1,4 +1,4 @@
-"""Compositing by Triton's kernels as torch operators: `torch.compile` sees through them, autograd differentiates them.
+"""Compositing by Triton's kernels as torch operators: `torch.compile` sees through, autograd differentiates them.
 
 What belongs to one Gaussian in one view travels as a row of eight: centre (x, y), conic (xx, xy, yy), opacity, and two
 numbers for the sums of absolute gradients.
@@ -18,7 +18,7 @@ from .reference import NO_EXTRAS, Extras, Projection, bin_tiles
 TILE = 16
 
 
-@torch.library.custom_op("dreamkit::composite", mutates_args=())
+@torch.library.custom_op("dreamkit::composite_tiles", mutates_args=())
 def composite(
     geometry: Tensor,
     features: Tensor,
@@ -49,7 +49,7 @@ def composite(
     return kernels("gaussian_rasterize", "triton").forward(*inputs, width, height, halfway)
 
 
-@torch.library.custom_op("dreamkit::composite_backward", mutates_args=())
+@torch.library.custom_op("dreamkit::composite_tiles_backward", mutates_args=())
 def _backward(
     geometry: Tensor,
     features: Tensor,
