@@ -9,20 +9,16 @@ Between the steps, what belongs to one Gaussian in one view travels as a row of 
 
 from __future__ import annotations
 
-import itertools
-from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..dispatch import native_module
+from .states import States
 
-MAX_STATES = 4
-_states: OrderedDict[int, Any] = OrderedDict()
-"""Tile lists and transmittances of the last forward passes, for their backward passes, by number. An operator gives
-tensors only, and one that a compiler moves about can't own memory of C++; a state that is gone is computed again."""
-_numbers = itertools.count()
+_states: States[Any] = States()
+"""Tile lists and transmittances, in memory of C++."""
 
 
 def project_forward(
@@ -75,11 +71,9 @@ def shade_backward(
 
 
 def _composite(
-    inputs: tuple[Tensor | None, ...], width: int, height: int, median_depth: bool
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None], width: int, height: int, median_depth: bool
 ) -> tuple[list[Tensor], Any]:
     splats, _, _, colors, _ = inputs
-    if splats is None or colors is None:
-        raise TypeError("splats and colors are tensors")
     shape = (len(splats), height, width)
     outputs = [splats.new_empty(*shape, channels) for channels in (colors.shape[-1], 1, 1, 3)]
     median = splats.new_empty(*shape, 1) if median_depth else None
@@ -88,30 +82,24 @@ def _composite(
 
 
 def composite_forward(
-    splats: Tensor, geometry: Tensor, radii: Tensor, colors: Tensor, background: Tensor | None, width: int,
-    height: int, median_depth: bool, keep: bool,
+    means2d: Tensor, geometry: Tensor, radii: Tensor, colors: Tensor, background: Tensor | None, splats: Tensor,
+    width: int, height: int, median_depth: bool, keep: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """`reference.composite`: image, alpha, depth, normal, median depth (or empty), and the number of the state."""
     outputs, state = _composite((splats, geometry, radii, colors, background), width, height, median_depth)
-    number = next(_numbers)
-    if keep:
-        _states[number] = state
-        while len(_states) > MAX_STATES:
-            _states.popitem(last=False)
-    return *outputs, torch.tensor(number)
+    return *outputs, _states.add(state, keep)
 
 
 def composite_backward(
-    splats: Tensor, geometry: Tensor, radii: Tensor, colors: Tensor, background: Tensor | None, number: Tensor,
-    gradients: list[Tensor | None], width: int, height: int, of_background: bool, absolute: bool,
+    means2d: Tensor, geometry: Tensor, radii: Tensor, colors: Tensor, background: Tensor | None, splats: Tensor,
+    number: Tensor, gradients: list[Tensor | None], width: int, height: int, of_background: bool, absolute: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of means2d, geometry, colours, background, and sums of absolute ones (empty if not asked for)."""
     inputs = (splats, geometry, radii, colors, background)
-    state = _states.pop(int(number), None)
+    state = _states.take(number)
     if state is None:
         _, state = _composite(inputs, width, height, False)
-    d_means2d = splats.new_empty(*splats.shape[:2], 2)
-    d_geometry, d_colors = torch.empty_like(geometry), torch.empty_like(colors)
+    d_means2d, d_geometry, d_colors = (torch.empty_like(item) for item in (means2d, geometry, colors))
     d_background = None if background is None or not of_background else torch.empty_like(background)
     sums = torch.zeros_like(d_means2d) if absolute else None
     results = (d_means2d, d_geometry, d_colors, d_background, sums)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from ..dispatch import choose_backend
 from .gsplat_backend import rasterize_gsplat
-from .native_operators import rasterize_native
+from .operators import rasterize_kernels
 from .reference import rasterize_reference
-from .triton_operators import composite_triton
 from .types import Gaussians, Rasterization, Settings, View, check_arguments
 
 DEFAULT_SETTINGS = Settings()
@@ -52,7 +51,8 @@ def rasterize(gaussians: Gaussians, view: View, settings: Settings = DEFAULT_SET
     """
     check_arguments(gaussians, view, settings)
     backend = choose_backend("gaussian_rasterize", settings.backend, gaussians.means)
-    if backend == "triton":
-        return rasterize_reference(gaussians, view, settings, composite_triton)
-    run = {"native": rasterize_native, "gsplat": rasterize_gsplat, "reference": rasterize_reference}[backend]
-    return run(gaussians, view, settings)
+    if backend == "reference":
+        return rasterize_reference(gaussians, view, settings)
+    if backend == "gsplat":
+        return rasterize_gsplat(gaussians, view, settings)
+    return rasterize_kernels(gaussians, view, settings, backend)

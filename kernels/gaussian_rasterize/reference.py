@@ -14,7 +14,6 @@ The rules (alpha at most 0.999, alpha below 1/255 skipped, stop before the trans
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -468,9 +467,8 @@ def rasterize_reference(
     gaussians: Gaussians,
     view: View,
     settings: Settings,
-    compose: Callable[..., tuple[Tensor, Tensor]] = composite,
 ) -> Rasterization:
-    """Render with `project`, `shade` and `composite`, or another of its kind. Arguments must have been checked."""
+    """Render with `project`, `shade` and `composite`. Arguments must have passed `check_arguments`."""
     safe = usable_gaussians(gaussians)
     projection = project(safe, view, settings)
     views = view.view_matrices.shape[0]
@@ -479,7 +477,7 @@ def rasterize_reference(
     features = torch.cat([colors, projection.depths[..., None], projection.normals], dim=-1)
     absolute = features.new_zeros(views * features.shape[1], 2) if settings.absolute_gradients else None
     extras = Extras(channels if settings.median_depth else None, absolute)
-    sums, transmittance = compose(projection, features, view.width, view.height, settings.tile_size, extras)
+    sums, transmittance = composite(projection, features, view.width, view.height, settings.tile_size, extras)
     image, depth, normal, median = sums.split([channels, 1, 3, sums.shape[-1] - channels - 4], dim=-1)
     if settings.background is not None:
         background = settings.background.reshape(-1, 1, 1, channels)

@@ -29,7 +29,7 @@ PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 def compile_spec(operation: str, spec: Spec, capability: int) -> dict[str, object]:
     """Registers a thread, bytes spilled and bytes of shared memory of one kernel."""
-    kernel = getattr(importlib.import_module(f"dreamkit_kernels.{operation}.triton"), spec.kernel)
+    kernel = getattr(importlib.import_module(f"dreamkit_kernels.{operation}.{spec.module}"), spec.kernel)
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in spec.constants:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends import needs_triton
 from dreamkit_kernels.dispatch import backend_report
-from dreamkit_kernels.gaussian_rasterize import Gaussians, Rasterization, Settings, View, native, rasterize
+from dreamkit_kernels.gaussian_rasterize import Gaussians, Rasterization, Settings, View, rasterize
+from dreamkit_kernels.gaussian_rasterize.states import MAX_STATES
 from hypothesis import given, settings, strategies
 from rasterize_scenes import (
     GRADIENT_NAMES,
@@ -311,14 +313,15 @@ def test_two_hundred_thousand() -> None:
     compare(gaussians, view, Settings(), flips=1e-3)
 
 
+@pytest.mark.parametrize("backend", ["native", pytest.param("triton", marks=needs_triton)])
 class TestOperators:
-    def test_it_compiles(self) -> None:
+    def test_it_compiles(self, backend: str) -> None:
         gaussians = cast_gaussians(make_gaussians(20, scale=0.2, sh_degree=1), torch.float32)
         view = cast_view(make_view(2, 20, 18), torch.float32)
 
         def loss(means: Tensor, colors: Tensor) -> Tensor:
             moved = dataclasses.replace(gaussians, means=means, colors=colors)
-            result = rasterize(moved, view, Settings(backend="native"))
+            result = rasterize(moved, view, Settings(backend=backend))
             return result.image.square().sum() + result.depth.sum()
 
         leaves = [gaussians.means.clone().requires_grad_(), gaussians.colors.clone().requires_grad_()]
@@ -326,7 +329,7 @@ class TestOperators:
         expected, found = (torch.autograd.grad(run(*leaves), leaves) for run in (loss, compiled))
         torch.testing.assert_close(found, expected)
 
-    def test_a_state_that_is_gone_is_computed_again(self) -> None:
+    def test_a_state_that_is_gone_is_computed_again(self, backend: str) -> None:
         """More forward passes than states are kept, then their backward passes; and a second one of the same."""
         gaussians, view = (
             cast_gaussians(make_gaussians(9), torch.float32),
@@ -334,29 +337,30 @@ class TestOperators:
         )
         means = gaussians.means.clone().requires_grad_()
         images = [
-            rasterize(dataclasses.replace(gaussians, means=means), view, Settings(backend="native")).image
-            for _ in range(native.MAX_STATES + 2)
+            rasterize(dataclasses.replace(gaussians, means=means), view, Settings(backend=backend)).image
+            for _ in range(MAX_STATES + 2)
         ]
         gradients = [torch.autograd.grad(image.sum(), means, retain_graph=True)[0] for image in [*images, images[-1]]]
-        assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+        for other in gradients[1:]:  # the last bits differ where atomics reorder, not in the interpreter
+            torch.testing.assert_close(gradients[0], other, rtol=1e-5, atol=1e-6)
         assert bool(gradients[0].any())
 
-    def test_they_are_registered_well(self) -> None:
+    def test_they_are_registered_well(self, backend: str) -> None:
         gaussians = cast_gaussians(make_gaussians(6, scale=0.2, sh_degree=1), torch.float32)
         view = cast_view(make_view(2, 18, 10), torch.float32)
         leaves = [tensor.requires_grad_() for tensor in list(vars(gaussians).values())[:4]]
         pose = view.view_matrices.requires_grad_()
         operators = torch.ops.dreamkit
         numbers = [18.0, 10.0, 0.01, 100.0, 0.3, 0.0]
-        options = (gaussians.colors, numbers, True, False)
+        options = (gaussians.colors, numbers, True, False, backend)
         torch.library.opcheck(operators.project.default, (*leaves, pose, view.intrinsics, *options))
         with torch.no_grad():
-            means2d, geometry, splats, radii = operators.project(*leaves, pose, view.intrinsics, *options)
+            means2d, geometry, places, radii = operators.project(*leaves, pose, view.intrinsics, *options)
         coefficients = gaussians.colors.clone().requires_grad_()
-        torch.library.opcheck(operators.shade.default, (leaves[0], coefficients, pose, radii, 1))
+        torch.library.opcheck(operators.shade.default, (leaves[0], coefficients, pose, radii, 1, backend))
         colors = torch.rand(1, 6, 3).requires_grad_()
         background = torch.rand(2, 3).requires_grad_()
-        arguments = (means2d.requires_grad_(), geometry.requires_grad_(), colors, background, splats, radii, None)
+        arguments = (means2d.requires_grad_(), geometry.requires_grad_(), colors, background, places, radii, None)
         # The number of the state differs from call to call, which the other checks would not forgive.
         checks = ("test_schema", "test_autograd_registration")
-        torch.library.opcheck(operators.composite.default, (*arguments, 18, 10, True, True), test_utils=checks)
+        torch.library.opcheck(operators.composite.default, (*arguments, 18, 10, True, True, backend), test_utils=checks)

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from backends import needs_triton
-from dreamkit_kernels.gaussian_rasterize import Gaussians, Settings, View, rasterize, triton_operators
-from dreamkit_kernels.gaussian_rasterize.reference import bin_tiles, project
+from dreamkit_kernels.gaussian_rasterize import Gaussians, Settings, View, rasterize
 from hypothesis import given, settings, strategies
 from rasterize_scenes import (
     GRADIENT_TOLERANCE,
@@ -93,18 +92,6 @@ def test_nothing_to_see(change: str) -> None:
     assert not result.alpha.any()
     for name, gradient in gradients.items():
         assert name in ("background", "view_matrices") or gradient is None or not gradient.any(), name
-
-
-def test_the_operators_are_registered_well() -> None:
-    gaussians, view = single(make_gaussians(5, scale=0.3), make_view(1, 18, 10))
-    projection = project(gaussians, view, Settings())
-    tiles = bin_tiles(projection, 18, 10, triton_operators.TILE)
-    geometry = torch.cat(
-        [projection.means2d, projection.conics, projection.opacities[..., None], torch.zeros(1, 5, 2)], dim=-1
-    ).requires_grad_()
-    features = torch.rand(1, 5, 4).requires_grad_()
-    lists = (tiles.gaussians.int(), tiles.starts.int(), tiles.counts.int())
-    torch.library.opcheck(torch.ops.dreamkit.composite_tiles.default, (geometry, features, *lists, 18, 10, 3))
 
 
 @settings(max_examples=6, deadline=None)

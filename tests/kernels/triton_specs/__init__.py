@@ -10,7 +10,7 @@ class Spec:
     """One kernel with the arguments it is launched with on a GPU."""
 
     kernel: str
-    """Name in `dreamkit_kernels.<operation>.triton`."""
+    """Its name."""
     signature: dict[str, str]
     """Triton's type of every argument that is not a constant, such as "*fp32", "*bf16", "i32" or "fp32". Pointers are
     taken to be aligned to 16 bytes, as torch's are."""
@@ -20,5 +20,7 @@ class Spec:
     num_stages: int = 3
     divisible: tuple[str, ...] = ()
     """Integer arguments that are multiples of 16 at this launch (Triton specialises on it)."""
+    module: str = "triton"
+    """Module of the operation's folder that has it."""
     note: str = field(default="")
     """What case it is, where a kernel has more than one."""
