@@ -209,7 +209,7 @@ def _composite(
         forward_kernel[len(starts), triton.cdiv(channels + EXTRA, CHUNK)](
             means2d, geometry, colors, colors if background is None else background, entries, starts, counts, *outputs,
             median, rest, stops, width, height, channels, max(len(colors) * count, 1), MEDIAN=median_depth,
-            BEHIND=background is not None, BLOCK=BLOCK, CHUNK=CHUNK, num_warps=8,
+            BEHIND=background is not None, BLOCK=BLOCK, CHUNK=CHUNK, num_warps=16,
         )  # fmt: skip
     return [*outputs, median], (entries, starts, rest, stops)
 

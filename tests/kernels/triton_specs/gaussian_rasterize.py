@@ -29,7 +29,7 @@ def forward(median: bool, behind: bool) -> Spec:
         "forward_kernel",
         signature | sizes("width", "height", "channels", "color_rows"),
         constants,
-        num_warps=8,
+        num_warps=16,
         note=f"median {median}, background {behind}",
     )
 
