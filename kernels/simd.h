@@ -23,6 +23,14 @@ DREAMKIT_INLINE Int8 load(const int32_t* source) {
   return value;
 }
 
+// The first `count` floats of eight, then zeros; no other memory is touched.
+DREAMKIT_INLINE Float8 load_some(const float* source, int count) {
+  if (count >= LANES) return load(source);
+  Float8 value{};
+  std::memcpy(&value, source, sizeof(float) * static_cast<size_t>(count));
+  return value;
+}
+
 DREAMKIT_INLINE void store(float* target, Float8 value) { std::memcpy(target, &value, sizeof(value)); }
 DREAMKIT_INLINE void store(int32_t* target, Int8 value) { std::memcpy(target, &value, sizeof(value)); }
 
@@ -47,13 +55,27 @@ DREAMKIT_INLINE Float8 square_root(Float8 value) {
 #endif
 }
 
-DREAMKIT_INLINE bool any(Int8 mask) {
+// A bit for each lane whose mask is set.
+DREAMKIT_INLINE uint32_t bits_of(Int8 mask) {
 #if defined(__AVX__)
-  return _mm256_movemask_ps((Float8)mask) != 0;
+  return static_cast<uint32_t>(_mm256_movemask_ps((Float8)mask));
 #else
-  int32_t bits = 0;
-  for (int lane = 0; lane < LANES; ++lane) bits |= mask[lane];
-  return bits != 0;
+  uint32_t bits = 0;
+  for (int lane = 0; lane < LANES; ++lane) bits |= (static_cast<uint32_t>(mask[lane]) >> 31) << lane;
+  return bits;
+#endif
+}
+
+DREAMKIT_INLINE bool any(Int8 mask) { return bits_of(mask) != 0; }
+
+// source[index] lane by lane.
+DREAMKIT_INLINE Float8 gather(const float* source, Int8 index) {
+#if defined(__AVX2__)
+  return _mm256_i32gather_ps(source, (__m256i)index, 4);
+#else
+  Float8 result;
+  for (int lane = 0; lane < LANES; ++lane) result[lane] = source[index[lane]];
+  return result;
 #endif
 }
 

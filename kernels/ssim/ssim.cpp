@@ -1,5 +1,6 @@
-// Structural similarity, plane by plane: rows are blurred along once and kept for as long as the window needs them, so
-// that nothing of the size of a plane is written in between (backward: three maps). A plane belongs to one thread.
+// Structural similarity: rows are blurred along once and kept for as long as the window needs them, so that nothing of
+// the size of a plane is written in between. A band of a plane's rows belongs to one thread; what a band computes of
+// its neighbours' rows is the same to the bit, so the number of bands changes no result.
 #include <algorithm>
 #include <cstring>
 #if defined(__x86_64__)
@@ -12,6 +13,7 @@ namespace dreamkit {
 
 constexpr int SSIM_WINDOW = 11;
 constexpr int SSIM_REACH = SSIM_WINDOW / 2;
+constexpr int SSIM_SUMS = 4;  // x, y, x x + y y, x y
 constexpr float SSIM_C1 = 1e-4f, SSIM_C2 = 9e-4f;
 
 }  // namespace dreamkit
@@ -23,121 +25,128 @@ namespace dreamkit {
 namespace {
 
 constexpr int64_t PARALLEL_THRESHOLD = 4096;  // pixels below which waking threads does not pay
+constexpr int64_t LEAST_BAND = 128;           // rows; a gradient's band needs ten more on either side
 
 // Floats of a row with its zero borders, in whole vectors that may be read from any pixel of the row.
 int64_t stride_of(int64_t width) { return (width + 2 * SSIM_REACH + 2 * LANES - 1) / LANES * LANES; }
 
-// The last rows of Q quantities, each stored twice, eleven rows apart, so that any eleven in a row are one after the
-// other in memory.
-template <int Q>
+// The latest eleven rows of some quantities; zero to begin with. Each row is stored twice, eleven rows apart, so that
+// the eleven are always one after the other in memory.
 class RowRing {
  public:
-  explicit RowRing(int64_t stride) : stride_(stride), rows_(static_cast<size_t>(2 * SSIM_WINDOW * Q * stride)) {
-    std::memset(rows_.data(), 0, sizeof(float) * static_cast<size_t>(2 * SSIM_WINDOW * Q * stride));
+  RowRing(int quantities, int64_t stride)
+      : rise_(quantities * stride), rows_(static_cast<size_t>(2 * SSIM_WINDOW * rise_)) {
+    std::memset(rows_.data(), 0, sizeof(float) * static_cast<size_t>(2 * SSIM_WINDOW * rise_));
   }
-  int64_t rise() const { return Q * stride_; }
-  float* slot(int64_t row) { return rows_.data() + row % SSIM_WINDOW * rise(); }
-  // Makes what `slot(row)` holds known at its second place.
-  void commit(int64_t row) {
-    std::memcpy(slot(row) + SSIM_WINDOW * rise(), slot(row), sizeof(float) * static_cast<size_t>(rise()));
+  int64_t rise() const { return rise_; }
+  // Where the next row is written before `push`.
+  float* next() { return rows_.data() + place_ * rise_; }
+  void push() {
+    std::memcpy(next() + SSIM_WINDOW * rise_, next(), sizeof(float) * static_cast<size_t>(rise_));
+    place_ = (place_ + 1) % SSIM_WINDOW;
   }
-  void clear(int64_t row) {
-    std::memset(slot(row), 0, sizeof(float) * static_cast<size_t>(rise()));
-    commit(row);
+  void push_zeros() {
+    std::memset(next(), 0, sizeof(float) * static_cast<size_t>(rise_));
+    push();
   }
-  // The rows `first` to `first + 10`; the latest committed ones.
-  const float* window(int64_t first) { return rows_.data() + first % SSIM_WINDOW * rise(); }
+  // The latest rows, oldest first.
+  const float* window() const { return rows_.data() + place_ * rise_; }
 
  private:
-  int64_t stride_;
+  int64_t rise_, place_ = 0;
   Buffer<float> rows_;
 };
 
-// Calls use(row, rows, stride, rise) with the eleven blurred rows around every row of a plane. Rows are counted from
-// one window before the plane, where there is zero.
-template <int Q, class Fill, class Use>
-void walk(int64_t height, int64_t stride, Fill fill, Use use) {
-  RowRing<Q> ring(stride);
-  for (int64_t row = 0; row < height + SSIM_REACH; ++row) {
-    const int64_t place = row + SSIM_WINDOW;
-    if (row < height) {
-      fill(row, ring.slot(place));
-      ring.commit(place);
-    } else {
-      ring.clear(place);
-    }
-    if (row >= SSIM_REACH) use(row - SSIM_REACH, ring.window(place - 2 * SSIM_REACH), stride, ring.rise());
-  }
-}
-
-// Blurs products of x and y along rows: what `walk` fills its rings with.
-struct ProductRows {
-  const SsimInputs& in;
-  int64_t plane, stride;
-  Buffer<float> line;
-
-  ProductRows(const SsimInputs& inputs, int64_t which, int64_t width)
-      : in(inputs), plane(which), stride(width), line(static_cast<size_t>(5 * width)) {
-    std::memset(line.data(), 0, sizeof(float) * static_cast<size_t>(5 * width));
-  }
-  void operator()(int64_t row, float* out) {
-    const int64_t place = (plane * in.height + row) * in.width;
-    const size_t bytes = sizeof(float) * static_cast<size_t>(in.width);
-    std::memcpy(line.data() + SSIM_REACH, in.x + place, bytes);
-    std::memcpy(line.data() + stride + SSIM_REACH, in.y + place, bytes);
-    DREAMKIT_CALL(blur_products, line.data(), in.window, in.width, stride, out);
-  }
+// Rows [first, last) of a plane.
+struct Band {
+  int64_t plane, first, last;
 };
 
-void compare_plane(const SsimInputs& in, int64_t plane, float* map) {
-  const int64_t width = stride_of(in.width);
-  ProductRows fill(in, plane, width);
-  walk<5>(in.height, width, [&](int64_t row, float* out) { fill(row, out); },
-          [&](int64_t row, const float* rows, int64_t stride, int64_t rise) {
-            float* target = map + (plane * in.height + row) * in.width;
-            DREAMKIT_CALL(similarity_row, rows, stride, rise, in.window, in.width, target);
-          });
+// The ring of blurred products of x and y, fed row by row.
+class ProductRows {
+ public:
+  ProductRows(const SsimInputs& inputs, int64_t plane)
+      : in_(inputs), plane_(plane), stride_(stride_of(inputs.width)), line_(static_cast<size_t>(SSIM_SUMS * stride_)),
+        ring_(SSIM_SUMS, stride_) {
+    std::memset(line_.data(), 0, sizeof(float) * static_cast<size_t>(SSIM_SUMS * stride_));
+  }
+  const RowRing& ring() const { return ring_; }
+  int64_t place(int64_t row) const { return (plane_ * in_.height + row) * in_.width; }
+  // Takes in a row, which may lie outside of the plane.
+  void push(int64_t row) {
+    if (row < 0 || row >= in_.height) return ring_.push_zeros();
+    const size_t bytes = sizeof(float) * static_cast<size_t>(in_.width);
+    std::memcpy(line_.data() + SSIM_REACH, in_.x + place(row), bytes);
+    std::memcpy(line_.data() + stride_ + SSIM_REACH, in_.y + place(row), bytes);
+    DREAMKIT_CALL(blur_products, line_.data(), in_.window, in_.width, stride_, ring_.next());
+    ring_.push();
+  }
+
+ private:
+  const SsimInputs& in_;
+  int64_t plane_, stride_;
+  Buffer<float> line_;
+  RowRing ring_;
+};
+
+void compare_band(const SsimInputs& in, const Band& band, float* map) {
+  const int64_t stride = stride_of(in.width);
+  ProductRows products(in, band.plane);
+  for (int64_t row = band.first - SSIM_REACH; row < band.last + SSIM_REACH; ++row) {
+    products.push(row);
+    if (row < band.first + SSIM_REACH) continue;
+    DREAMKIT_CALL(similarity_row, products.ring().window(), stride, products.ring().rise(), in.window, in.width,
+                  map + products.place(row - SSIM_REACH));
+  }
 }
 
-void differentiate_plane(const SsimInputs& in, int64_t plane, const float* d_map, bool second, float* gradient) {
-  const int64_t width = stride_of(in.width);
-  Buffer<float> slopes(static_cast<size_t>(in.height * 3 * width));
-  std::memset(slopes.data(), 0, sizeof(float) * static_cast<size_t>(in.height * 3 * width));
-  ProductRows fill(in, plane, width);
-  walk<5>(in.height, width, [&](int64_t row, float* out) { fill(row, out); },
-          [&](int64_t row, const float* rows, int64_t stride, int64_t rise) {
-            const float* incoming = d_map + (plane * in.height + row) * in.width;
-            DREAMKIT_CALL(slope_row, rows, stride, rise, in.window, in.width, incoming, second,
-                          slopes.data() + row * 3 * width);
-          });
-  const float* own = second ? in.y : in.x;
-  const float* other = second ? in.x : in.y;
-  walk<3>(in.height, width,
-          [&](int64_t row, float* out) {
-            DREAMKIT_CALL(blur_maps, slopes.data() + row * 3 * width, in.window, in.width, width, out);
-          },
-          [&](int64_t row, const float* rows, int64_t stride, int64_t rise) {
-            const int64_t place = (plane * in.height + row) * in.width;
-            DREAMKIT_CALL(gather_row, rows, stride, rise, in.window, in.width, own + place, other + place,
-                          gradient + place);
-          });
+void differentiate_band(const SsimInputs& in, const Band& band, const float* d_map, float* d_x, float* d_y) {
+  const int64_t stride = stride_of(in.width);
+  const int maps = d_x != nullptr && d_y != nullptr ? 4 : 3;
+  ProductRows products(in, band.plane);
+  RowRing slopes(maps, stride);
+  Buffer<float> line(static_cast<size_t>(maps * stride));
+  std::memset(line.data(), 0, sizeof(float) * static_cast<size_t>(maps * stride));
+  for (int64_t row = band.first - 2 * SSIM_REACH; row < band.last + 2 * SSIM_REACH; ++row) {
+    products.push(row);
+    const int64_t middle = row - SSIM_REACH, done = row - 2 * SSIM_REACH;
+    if (middle < band.first - SSIM_REACH) continue;  // its window is not complete, nor is it needed
+    if (middle < 0 || middle >= in.height) {
+      slopes.push_zeros();
+    } else {
+      DREAMKIT_CALL(slope_row, products.ring().window(), stride, products.ring().rise(), in.window, in.width,
+                    d_map + products.place(middle), d_x != nullptr, d_y != nullptr, line.data());
+      DREAMKIT_CALL(blur_maps, line.data(), in.window, in.width, stride, maps, slopes.next());
+      slopes.push();
+    }
+    if (done < band.first) continue;
+    const int64_t place = products.place(done);
+    DREAMKIT_CALL(gather_row, slopes.window(), stride, slopes.rise(), in.window, in.width, in.x + place, in.y + place,
+                  d_x == nullptr ? nullptr : d_x + place, d_y == nullptr ? nullptr : d_y + place);
+  }
 }
 
-int useful_threads(const SsimInputs& in) {
-  return in.planes * in.height * in.width < PARALLEL_THRESHOLD ? 1 : std::max(1, in.threads);
+template <class Work>
+void for_each_band(const SsimInputs& in, Work work) {
+  const bool small = in.planes * in.height * in.width < PARALLEL_THRESHOLD;
+  const int threads = small ? 1 : std::max(1, in.threads);
+  const int64_t wanted = threads == 1 ? 1 : (4 * threads + in.planes - 1) / std::max<int64_t>(1, in.planes);
+  const int64_t bands = std::max<int64_t>(1, std::min(wanted, in.height / LEAST_BAND));
+  parallel_for(in.planes * bands, threads, [&](int64_t task) {
+    const int64_t band = task % bands;
+    work(Band{task / bands, in.height * band / bands, in.height * (band + 1) / bands});
+  });
 }
 
 }  // namespace
 
 void ssim_forward(const SsimInputs& in, float* map) {
-  parallel_for(in.planes, useful_threads(in), [&](int64_t plane) { compare_plane(in, plane, map); });
+  for_each_band(in, [&](const Band& band) { compare_band(in, band, map); });
 }
 
 void ssim_backward(const SsimInputs& in, const float* d_map, float* d_x, float* d_y) {
-  parallel_for(in.planes, useful_threads(in), [&](int64_t plane) {
-    if (d_x != nullptr) differentiate_plane(in, plane, d_map, false, d_x);
-    if (d_y != nullptr) differentiate_plane(in, plane, d_map, true, d_y);
-  });
+  if (d_x == nullptr && d_y == nullptr) return;
+  for_each_band(in, [&](const Band& band) { differentiate_band(in, band, d_map, d_x, d_y); });
 }
 
 }  // namespace dreamkit

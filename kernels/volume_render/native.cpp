@@ -1,6 +1,7 @@
 // Python bindings of volume_render.
 #include "native.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "../bindings.h"
@@ -139,6 +140,7 @@ void bind_resample(const Input& edges, const Input& weights, const Maybe<Input>&
                    const Output& result, int threads) {
   const int64_t rays = size_of(weights, 0), bins = size_of(weights, 1), count = size_of(result, 1) - 1;
   if (bins < 1 || count < 1) throw std::invalid_argument("weights and result need at least one bin");
+  if (std::max(bins, count) > 1 << 24) throw std::invalid_argument("weights and result can't have more than 2^24 bins");
   const ResampleInputs in{rays,
                           bins,
                           count,

@@ -5,6 +5,138 @@
 namespace dreamkit {
 namespace DREAMKIT_ISA {
 
+// A bit for each of the intervals k ... k + 7 of a ray that is kept, and where they start.
+DREAMKIT_INLINE uint32_t march_steps(const MarchInputs& in, const float* o, const float* d, float shift, int64_t k,
+                                     int64_t last, Float8* starts) {
+  const Float8 lane{0.0f, 1.0f, 2.0f, 3.0f, 4.0f, 5.0f, 6.0f, 7.0f};
+  const Float8 place = splat(static_cast<float>(k)) + lane;
+  *starts = splat(in.near) + (place + splat(shift)) * splat(in.step);
+  const Float8 middle = *starts + splat(0.5f * in.step);
+  Int8 inside = (middle < splat(in.far)) & (place < splat(static_cast<float>(last)));
+  Float8 cells[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    const Float8 point = splat(o[axis]) + middle * splat(d[axis]) - splat(in.low[axis]);
+    cells[axis] = point / splat(in.high[axis] - in.low[axis]) * splat(static_cast<float>(in.size[axis]));
+    inside &= (cells[axis] >= Float8{}) & (cells[axis] < splat(static_cast<float>(in.size[axis])));
+  }
+  const uint32_t candidates = bits_of(inside);
+  if (candidates == 0) return 0;
+  alignas(32) int32_t index[3][LANES];
+  for (int axis = 0; axis < 3; ++axis) store(index[axis], __builtin_convertvector(keep(inside, cells[axis]), Int8));
+  uint32_t kept = 0;
+  for (int i = 0; i < LANES; ++i) {  // lanes outside read the first cell
+    const int64_t cell = (index[0][i] * in.size[1] + index[1][i]) * in.size[2] + index[2][i];
+    kept |= static_cast<uint32_t>(in.occupied[cell]) << i;
+  }
+  return kept & candidates;
+}
+
+void count_steps(const MarchInputs& in, int64_t begin, int64_t end, int64_t* counts) {
+  for (int64_t ray = begin; ray < end; ++ray) {
+    const MarchRange range = march_range(in, ray);
+    int64_t kept = 0;
+    Float8 starts;
+    for (int64_t k = range.first; k < range.last; k += LANES) {
+      kept += __builtin_popcount(march_steps(in, range.origin, range.direction, range.shift, k, range.last, &starts));
+    }
+    counts[ray] = kept;
+  }
+}
+
+void fill_steps(const MarchInputs& in, int64_t begin, int64_t end, const int64_t* offsets, float* starts, float* ends) {
+  alignas(32) float lanes[LANES];
+  for (int64_t ray = begin; ray < end; ++ray) {
+    const MarchRange range = march_range(in, ray);
+    int64_t place = offsets[ray];
+    const int64_t stop = offsets[ray + 1];  // may be that of another march: nothing is written beyond it
+    Float8 eight;
+    for (int64_t k = range.first; k < range.last; k += LANES) {
+      uint32_t kept = march_steps(in, range.origin, range.direction, range.shift, k, range.last, &eight);
+      if (kept == 0xff && place + LANES <= stop) {
+        store(starts + place, eight);
+        store(ends + place, eight + splat(in.step));
+        place += LANES;
+        continue;
+      }
+      store(lanes, eight);
+      for (; kept != 0 && place < stop; kept &= kept - 1, ++place) {
+        starts[place] = lanes[__builtin_ctz(kept)];
+        ends[place] = starts[place] + in.step;
+      }
+    }
+  }
+}
+
+// Sums of the masses of the first 0, 1 ... B bins of eight rays, a lane a ray; returns the last.
+DREAMKIT_INLINE Float8 sum_bins(const ResampleInputs& in, const float* const* rows, float* sums) {
+  Float8 sum{};
+  store(sums, sum);
+  for (int64_t first = 0; first < in.bins; first += LANES) {
+    const int64_t count = in.bins - first < LANES ? in.bins - first : LANES;
+    Float8 columns[LANES];
+    for (int lane = 0; lane < LANES; ++lane) {
+      columns[lane] = load_some(rows[lane] + first, static_cast<int>(count));
+    }
+    transpose(columns);
+    for (int64_t i = 0; i < count; ++i) {
+      sum += columns[i] + splat(in.padding);
+      store(sums + (first + i + 1) * LANES, sum);
+    }
+  }
+  return sum;
+}
+
+// Quantiles at u_k = (k + shift) / (count + 1) of eight rays at a time. Bins are not searched for: bin b begins at
+// k = ceil(sum_{<b} (count + 1) / total - shift), is marked there, and the marks' running maximum is a quantile's bin.
+// `sums` [B + 1, 8] and `marks` [count + 2, 8] are room to work in.
+void resample_rays(const ResampleInputs& in, int64_t begin, int64_t end, float* sums, int32_t* marks,
+                   float* result) {
+  const Int8 lane{0, 1, 2, 3, 4, 5, 6, 7};
+  const Float8 beyond = splat(static_cast<float>(in.count + 1));
+  for (int64_t ray = begin; ray < end; ray += LANES) {
+    const int rays = static_cast<int>(end - ray < LANES ? end - ray : LANES);
+    const float* rows[LANES];
+    alignas(32) float shifts[LANES];
+    alignas(32) int32_t own[LANES];  // where a lane's edges begin
+    for (int i = 0; i < LANES; ++i) {  // the last ray stands for those that are not there
+      const int at = i < rays ? i : rays - 1;
+      rows[i] = in.weights + (ray + at) * in.bins;
+      shifts[i] = in.jitter == nullptr ? 0.5f : in.jitter[ray + at];
+      own[i] = at * static_cast<int32_t>(in.bins + 1);
+    }
+    const float* edges = in.edges + ray * (in.bins + 1);
+    const Float8 shift = load(shifts), total = sum_bins(in, rows, sums);
+    const Float8 part = total / splat(static_cast<float>(in.count + 1)), scale = splat(1.0f) / part;
+    std::memset(marks, 0, sizeof(int32_t) * static_cast<size_t>(in.count + 2) * LANES);
+    for (int64_t bin = 1; bin < in.bins; ++bin) {
+      const Float8 place = load(sums + bin * LANES) * scale - shift;
+      const Int8 first = __builtin_convertvector(ceiling(minimum(maximum(place, Float8{}), beyond)), Int8);
+      alignas(32) int32_t at[LANES];
+      store(at, first * LANES + lane);
+      for (int i = 0; i < LANES; ++i) marks[at[i]] = static_cast<int32_t>(bin);
+    }
+    const Int8 row = load(own);
+    Int8 bin{};
+    for (int64_t k = 0; k <= in.count; k += LANES) {
+      Float8 columns[LANES] = {};
+      const int64_t last = in.count + 1 - k < LANES ? in.count + 1 - k : LANES;
+      for (int64_t i = 0; i < last; ++i) {
+        const Int8 mark = load(marks + (k + i) * LANES);
+        bin = mark > bin ? mark : bin;
+        const Float8 wanted = (splat(static_cast<float>(k + i)) + shift) * part;
+        const Float8 low = gather(sums, bin * LANES + lane), high = gather(sums + LANES, bin * LANES + lane);
+        const Float8 share = (wanted - low) / maximum(high - low, splat(1.17549435e-38f));
+        const Float8 left = gather(edges, bin + row), right = gather(edges + 1, bin + row);
+        columns[i] = left + minimum(maximum(share, Float8{}), splat(1.0f)) * (right - left);
+      }
+      transpose(columns);
+      for (int i = 0; i < rays; ++i) {
+        std::memcpy(result + (ray + i) * (in.count + 1) + k, &columns[i], sizeof(float) * static_cast<size_t>(last));
+      }
+    }
+  }
+}
+
 // exp(-x) of `count` products a * (e - s) into `out`; garbage in gives garbage out, nothing else.
 DREAMKIT_INLINE void transmit(const float* density, const float* start, const float* end, int64_t count, float* out) {
   const Float8 factor = splat(-1.44269504088896340736f);
