@@ -1,4 +1,4 @@
-"""Builds the native kernels (`dreamkit_kernels._native`); everything else is in pyproject.toml.
+"""Finds the packages and builds the native kernels (`dreamkit_kernels._native`); the rest is in pyproject.toml.
 
 One C++17 extension bound with nanobind: no CMake, no torch at build time, so an isolated `pip install .` takes
 seconds. A machine without a C++ compiler still installs: the failure is one printed line, and the torch reference
@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 import nanobind
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+
+FOLDERS = {"dreamkit": "dreamkit", "dreamkit_kernels": "kernels", "dreamkit_assets": "assets"}
+"""Import name -> folder: the bare names would collide once installed."""
 
 
 class OptionalBuild(build_ext):
@@ -69,4 +72,11 @@ def native_extension() -> Extension:
     )
 
 
-setup(ext_modules=[native_extension()], cmdclass={"build_ext": OptionalBuild})
+def packages() -> list[str]:
+    """Every package under `FOLDERS`, by its import name."""
+    return [
+        name for root, folder in FOLDERS.items() for name in (root, *(f"{root}.{p}" for p in find_packages(folder)))
+    ]
+
+
+setup(packages=packages(), package_dir=FOLDERS, ext_modules=[native_extension()], cmdclass={"build_ext": OptionalBuild})

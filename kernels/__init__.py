@@ -1,7 +1,7 @@
-"""The hot operations of DreamKit: a torch definition and native kernels of each, one signature.
+"""The hot operations of DreamKit: a torch definition, native and Triton kernels of each, one signature.
 
-An operation is a folder: `reference.py` (torch, the definition), `native.cpp` (CPU) and `op.py` (checks, dispatch and
-autograd). `dispatch` chooses between them.
+An operation is a folder: `reference.py` (torch, the definition), `native.cpp` (CPU), `triton.py` (GPU), `op.py` (checks
+and choice) and `operators.py` (what torch.compile and autograd know). `dispatch` chooses between them.
 """
 
 from .dispatch import BackendStatus, backend_report

@@ -56,11 +56,16 @@ inline int thread_number() {
 #endif
 }
 
-// Runs body(i) for i in [0, count) on `threads` threads; an exception in a thread is rethrown here.
+// Runs body(i) for i in [0, count) on `threads` threads; an exception in a thread is rethrown here. One thread enters
+// no parallel region: within one, even of a single thread, libgomp starts new threads instead of waking its own.
 template <class Body>
 void parallel_for(int64_t count, int threads, Body body) {
+  if (threads <= 1 || count <= 1) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
   std::exception_ptr failure;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (int64_t i = 0; i < count; ++i) {
     try {
       body(i);

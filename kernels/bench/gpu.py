@@ -6,7 +6,6 @@ was measured to do: products of matrices by their operations, everything else by
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch.nn import functional
 from .. import hash_grid, modulate, stream_attention
 from ..stream_attention.reference import rotate
 from .cases import Make, gaussians_in_a_ball, hash_of_random_points
-from .measure import Problem, median_ms, run_case
+from .measure import Pass, Problem, median_ms, run_case
 
 WAN_FRAME = (30, 52)
 """Rows and columns of tokens of a latent frame of Wan 1.3B at 832x480: 1,560 tokens."""
@@ -188,11 +187,11 @@ def peaks(device: torch.device, small: bool = False) -> dict[str, float]:
     count, side = (2**16, 64) if small else (2**28, 8192)
     source = torch.empty(count, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    copying = median_ms(functools.partial(target.copy_, source), device, 0.3)
+    copying = median_ms(Pass(lambda _: target.copy_(source)), device, 0.3)
     found = {"copy_gb_s": 8 * count / copying / 1e6}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(side, side, device=device).to(dtype)
-        ms = median_ms(functools.partial(torch.matmul, a, a), device, 0.3)
+        ms = median_ms(Pass(lambda _, a=a: torch.matmul(a, a)), device, 0.3)
         found[f"{str(dtype).removeprefix('torch.')}_tflop_s"] = 2 * side**3 / ms / 1e9
     return {name: round(value, 3) for name, value in found.items()}
 

@@ -54,15 +54,29 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def median_ms(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Median wall time of a call in milliseconds: one warm-up, then as many as fit in the time, at least three."""
-    run()
-    _synchronise(device)
+@dataclass(frozen=True)
+class Pass:
+    """What is timed, and what comes before it untimed.
+
+    Args:
+        run: called with what `prepare` returns.
+        prepare: called before every run.
+    """
+
+    run: Callable[[Sequence[Tensor]], object]
+    prepare: Callable[[], Sequence[Tensor]] = lambda: ()
+
+
+def median_ms(work: Pass, device: torch.device, seconds: float) -> float:
+    """Median wall time of a run in milliseconds: one warm-up, then as many as fit in the time, at least three."""
+    work.run(work.prepare())
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < LEAST_RUNS or (time.perf_counter() - began < seconds and len(times) < MOST_RUNS):
+        prepared = work.prepare()
+        _synchronise(device)
         start = time.perf_counter()
-        run()
+        work.run(prepared)
         _synchronise(device)
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
@@ -76,34 +90,36 @@ def _resident_mb(field: str) -> float | None:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), None)
 
 
-def peak_mb(run: Callable[[], object], device: torch.device) -> float | None:
-    """Most memory a call takes beyond what is in use before, MB; `None` where the system does not tell."""
+def peak_mb(work: Pass, device: torch.device) -> float | None:
+    """Most memory a run takes beyond what is in use before, MB; `None` where the system does not tell."""
+    prepared = work.prepare()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        run()
+        work.run(prepared)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
     except OSError:
         return None
     before_mb = _resident_mb("VmRSS")
-    run()
+    work.run(prepared)
     highest = _resident_mb("VmHWM")
     return None if before_mb is None or highest is None else max(0.0, highest - before_mb)
 
 
-def _passes(problem: Problem, name: str) -> dict[str, Callable[[], object]]:
-    """The calls to time: `forward`, and `backward` where there is one."""
-    calls: dict[str, Callable[[], object]] = {"forward": lambda: problem.forward(name)}
+def passes(problem: Problem, name: str) -> dict[str, Pass]:
+    """What to time: `forward`, and where there are gradients `backward`, once after each forward pass."""
+    work = {"forward": Pass(lambda _: problem.forward(name))}
     if problem.inputs:
-        outputs = problem.forward(name)
-        incoming = [torch.ones_like(output) for output in outputs]
-        # A rival may have parameters of its own.
-        calls["backward"] = lambda: torch.autograd.grad(
-            outputs, problem.inputs, incoming, retain_graph=True, allow_unused=True
-        )
-    return calls
+
+        def backward(outputs: Sequence[Tensor]) -> object:
+            incoming = [torch.ones_like(output) for output in outputs]
+            # A rival may have parameters of its own.
+            return torch.autograd.grad(outputs, problem.inputs, incoming, allow_unused=True)
+
+        work["backward"] = Pass(backward, lambda: problem.forward(name))
+    return work
 
 
 def run_case(
@@ -134,13 +150,13 @@ def run_case(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        rivals = {name: median_ms(call, device, seconds) for name, call in _passes(problem, rival).items()}
+        rivals = {name: median_ms(work, device, seconds) for name, work in passes(problem, rival).items()}
         rows = []
         for backend in backends:
-            for name, call in _passes(problem, backend).items():
-                ms = median_ms(call, device, seconds)
+            for name, work in passes(problem, backend).items():
+                ms = median_ms(work, device, seconds)
                 against = rivals[name]
-                memory = peak_mb(call, device)
+                memory = peak_mb(work, device)
                 rows.append(
                     Row(
                         *(op, case, str(device), threads, backend, name, round(ms, 4)),

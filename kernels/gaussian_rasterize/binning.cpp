@@ -12,6 +12,7 @@ namespace dreamkit {
 namespace {
 
 constexpr uint64_t MAX_ENTRIES = uint64_t{1} << 31;
+constexpr int64_t PREFETCH = 16;  // Gaussians
 
 // Least-significant-digit radix sort of (key, index) pairs by 32-bit keys, three digits of 11 bits. Stable.
 void radix_sort(Buffer<uint64_t>& items, Buffer<uint64_t>& scratch, size_t count) {
@@ -72,6 +73,15 @@ void pack(const CompositeInputs& in, int64_t view, const CompositeState& state, 
   for (int rest = state.features; rest < state.feature_stride; ++rest) features[rest] = 0.0f;
 }
 
+// Rows that `pack` will read: depth order visits them at random, and waiting for each would be most of the work.
+void prefetch(const CompositeInputs& in, int64_t view, const ViewBins& bins, int64_t rank) {
+  if (rank >= bins.visible) return;
+  const int64_t index = bins.order[rank], row = view * in.count + index;
+  __builtin_prefetch(in.splats + row);
+  __builtin_prefetch(in.geometry + row);
+  __builtin_prefetch(in.colors + (in.shared_colors ? index : row) * in.channels);
+}
+
 template <class Visit>
 void for_each_tile(const TileBox& box, const CompositeState& state, Visit visit) {
   for (int y = box.y0; y < box.y1; ++y) {
@@ -97,12 +107,12 @@ void bin_view(const CompositeInputs& in, int64_t view, int threads, CompositeSta
   const int chunks = visible < 4096 ? 1 : threads;
   std::vector<uint32_t> cursors(static_cast<size_t>(chunks) * tiles, 0);
   std::vector<uint64_t> chunk_entries(chunks + 1, 0);
-  const auto first_rank = [&](int chunk) { return visible * chunk / chunks; };
-#pragma omp parallel for num_threads(chunks) schedule(static, 1) if (chunks > 1)
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  const auto first_rank = [&](int64_t chunk) { return visible * chunk / chunks; };
+  parallel_for(chunks, chunks, [&](int64_t chunk) {
     uint32_t* counts = cursors.data() + static_cast<size_t>(chunk) * tiles;
     uint64_t total = 0;
     for (int64_t rank = first_rank(chunk); rank < first_rank(chunk + 1); ++rank) {
+      prefetch(in, view, bins, rank + PREFETCH);
       pack(in, view, state, bins, rank);
       bins.rank_starts[rank] = static_cast<uint32_t>(total);  // within the chunk, until the totals are known
       for_each_tile(bins.boxes[rank], state, [&](int tile) {
@@ -111,7 +121,7 @@ void bin_view(const CompositeInputs& in, int64_t view, int threads, CompositeSta
       });
     }
     chunk_entries[chunk + 1] = total;
-  }
+  });
   for (int chunk = 0; chunk < chunks; ++chunk) chunk_entries[chunk + 1] += chunk_entries[chunk];
   if (chunk_entries[chunks] >= MAX_ENTRIES) {
     throw std::runtime_error("gaussian_rasterize: too many Gaussian-tile pairs in one view; render smaller images.");
@@ -130,8 +140,7 @@ void bin_view(const CompositeInputs& in, int64_t view, int threads, CompositeSta
   bins.rank_starts[visible] = running;
   bins.entries.allocate(running);
   bins.positions.allocate(running);
-#pragma omp parallel for num_threads(chunks) schedule(static, 1) if (chunks > 1)
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  parallel_for(chunks, chunks, [&](int64_t chunk) {
     uint32_t* cursor = cursors.data() + static_cast<size_t>(chunk) * tiles;
     for (int64_t rank = first_rank(chunk); rank < first_rank(chunk + 1); ++rank) {
       uint32_t slot = bins.rank_starts[rank] += static_cast<uint32_t>(chunk_entries[chunk]);
@@ -141,7 +150,7 @@ void bin_view(const CompositeInputs& in, int64_t view, int threads, CompositeSta
         bins.positions[slot++] = position;
       });
     }
-  }
+  });
 }
 
 }  // namespace dreamkit

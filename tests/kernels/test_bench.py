@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from dreamkit_kernels import bench
-from dreamkit_kernels.bench import CASES, Case, machine, run_case
-from dreamkit_kernels.bench.measure import LEAST_RUNS, Problem, median_ms, peak_mb
+from dreamkit_kernels.bench import CASES, Case, machine, measure, run_case
+from dreamkit_kernels.bench.measure import LEAST_RUNS, Pass, Problem, median_ms, passes, peak_mb
 from dreamkit_kernels.dispatch import OPERATIONS
 from dreamkit_kernels.hash_grid import HashGrid, encode
 
@@ -26,12 +26,39 @@ def small(device: torch.device) -> Problem:
 class TestMeasure:
     def test_median_of_at_least_three(self) -> None:
         calls = []
-        ms = median_ms(lambda: calls.append(1), CPU, 0.0)
+        ms = median_ms(Pass(lambda _: calls.append(1)), CPU, 0.0)
         assert ms >= 0
         assert len(calls) == LEAST_RUNS + 1  # one warms up
 
+    def test_what_comes_before_is_given_and_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = [0.0]
+
+        def prepare() -> list[torch.Tensor]:
+            clock[0] += 10.0
+            return [torch.full((1,), 2.0)]
+
+        def work(given: list[torch.Tensor]) -> None:
+            clock[0] += float(given[0])
+
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+        assert median_ms(Pass(work, prepare), CPU, 0.0) == 2000.0
+
+    def test_backward_runs_once_after_each_forward(self) -> None:
+        forward = []
+
+        def run(backend: str) -> list[torch.Tensor]:
+            forward.append(backend)
+            return [values.square()]
+
+        values = torch.ones(3, requires_grad=True)
+        work = passes(Problem(run, [values]), "native")["backward"]
+        for _ in range(2):  # a graph that was kept would let it run twice
+            (grad,) = work.run(work.prepare())
+            assert torch.equal(grad, torch.full((3,), 2.0))
+        assert forward == ["native"] * 2
+
     def test_peak_memory_sees_an_allocation(self) -> None:
-        peak = peak_mb(lambda: torch.ones(50 * 2**20 // 4).sum(), CPU)
+        peak = peak_mb(Pass(lambda _: torch.ones(50 * 2**20 // 4).sum()), CPU)
         assert peak is None or 40 < peak < 200
 
     def test_rows(self) -> None:
@@ -99,7 +126,7 @@ def test_the_gpu_benchmark_runs_on_tiny_shapes(tmp_path, monkeypatch) -> None:
     """Every case and rival but those that need a GPU; one that fails is named, not lost."""
     from dreamkit_kernels.bench import gpu
 
-    monkeypatch.setattr(gpu, "median_ms", lambda run, device, seconds: (run(), 1.0)[1])
+    monkeypatch.setattr(gpu, "median_ms", lambda work, device, seconds: (work.run(work.prepare()), 1.0)[1])
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     shown: list[dict[str, object]] = []
     found = gpu.run_gpu(CPU, 0.0, small=True, report=shown.extend)
