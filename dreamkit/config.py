@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dreamkit.errors import ConfigError
 
-Curve = Literal["linear", "exponential"]
+Curve = Literal["linear", "exponential", "sqrt", "step"]
 
-_FORMS = "a number, or [start_step, start_value, end_value, end_step] with 'exponential' as an optional fifth"
+_FORMS = (
+    "a number, or [start_step, start_value, end_value, end_step] with a curve as an optional fifth "
+    "(linear, exponential, sqrt or step)"
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Schedule:
 
         linear       v0 + p (v1 - v0)
         exponential  v0 (v1 / v0)^p      (v0, v1 > 0)
+        sqrt         v0 + sqrt(p) (v1 - v0)
+        step         v0 up to start_step, v1 after it
 
     Bounds are steps; when `end_step` is at most 1 both are fractions of the run instead, so that a preset
     keeps its meaning when the number of steps changes. A constant has v0 = v1.
@@ -39,7 +44,7 @@ class Schedule:
     end_step: float = 1.0
     """Where the value stops to move: a step, or a fraction of the run when at most 1."""
     curve: Curve = "linear"
-    """How it moves in between: linear or exponential."""
+    """How it moves in between: linear, exponential, sqrt or step."""
 
     def __post_init__(self) -> None:
         numbers = (self.start_step, self.start_value, self.end_value, self.end_step)
@@ -52,8 +57,8 @@ class Schedule:
                 f"A schedule from step {self.start_step} to {self.end_step} runs backward.",
                 "Use 0 <= start_step < end_step.",
             )
-        if self.curve not in ("linear", "exponential"):
-            raise ConfigError(f"The curve {self.curve!r} is not known.", "Use linear or exponential.")
+        if self.curve not in get_args(Curve):
+            raise ConfigError(f"The curve {self.curve!r} is not known.", f"Use one of {', '.join(get_args(Curve))}.")
         if self.curve == "exponential" and min(self.start_value, self.end_value) <= 0:
             raise ConfigError(
                 f"An exponential schedule from {self.start_value} to {self.end_value} goes through zero.",
@@ -129,6 +134,10 @@ class Schedule:
         p = min(max((position - self.start_step) / (self.end_step - self.start_step), 0.0), 1.0)
         if self.curve == "exponential":
             return self.start_value * (self.end_value / self.start_value) ** p
+        if self.curve == "sqrt":
+            p = math.sqrt(p)
+        elif self.curve == "step":
+            p = float(p > 0)
         return self.start_value + p * (self.end_value - self.start_value)
 
     def data(self) -> float | list[float | str]:

@@ -41,6 +41,26 @@ class Condition:
         """Every tensor on a device and in a dtype."""
         return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
+    def in_dtype(self, dtype: torch.dtype) -> "Condition":
+        """Text in a network's compute dtype; what a network takes besides (SDXL's time ids) stays as it is."""
+        pooled = None if self.pooled is None else self.pooled.to(dtype)
+        return Condition(self.embeddings.to(dtype), pooled, self.extra)
+
+    def expanded(self, n: int) -> "Condition":
+        """A batch of n rows: itself if it has them, its only row n times over if it has one."""
+        return self.repeat(n) if len(self) == 1 and n != 1 else self
+
+    @staticmethod
+    def mixed(conditions: Sequence["Condition"], shares: Sequence[float]) -> "Condition":
+        """A weighted sum of the texts; what a network takes besides is the first one's."""
+        pooled = [share * c.pooled for c, share in zip(conditions, shares, strict=True) if c.pooled is not None]
+        embeddings = [share * c.embeddings for c, share in zip(conditions, shares, strict=True)]
+        return Condition(
+            torch.stack(embeddings).sum(dim=0),
+            torch.stack(pooled).sum(dim=0) if pooled else None,
+            conditions[0].extra,
+        )
+
     @staticmethod
     def cat(conditions: Sequence["Condition"]) -> "Condition":
         """Join batches that come from the same teacher."""

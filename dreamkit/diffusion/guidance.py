@@ -12,10 +12,12 @@ The formula is the same for eps, x0, v and flow: given x_t they are affine in on
 E(n) sum to 1. So the network's raw output is guided and converted afterwards, which is exact even at alpha = 0.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dreamkit.diffusion.condition import Condition
 from dreamkit.diffusion.schedule import Prediction
 
 
@@ -28,12 +30,27 @@ class GuidedPrediction:
         positive: E(y), for the prompt.
         negative: E(n), for the negative prompt.
         null: E(0), for the empty prompt; `None` unless it was asked for.
+        also: answers to the other questions of the same forward pass.
     """
 
     guided: Prediction
     positive: Prediction
     negative: Prediction
     null: Prediction | None = None
+    also: list[Prediction] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Repulsion:
+    """Views that a prediction is pushed away from.
+
+    Args:
+        conditions: K batches of prompts that name other views, B rows each.
+        weights: how strongly each pushes, >= 0, [K, B].
+    """
+
+    conditions: Sequence[Condition]
+    weights: Tensor  # [K, B]
 
 
 def guide(
@@ -81,3 +98,42 @@ def guidance_rescale(
     spread = guided.std(dim=dims, keepdim=True).clamp_min(1e-12)
     ratio = positive.std(dim=dims, keepdim=True) / spread
     return guided * (strength * ratio + (1 - strength))
+
+
+def perpendicular(
+    u: Tensor,  # [B, ...]
+    v: Tensor,  # [B, ...]
+) -> Tensor:
+    """The part of u that says nothing about v, per sample: u - (<u, v> / ||v||^2) v, [B, ...]."""
+    flat_u, flat_v = u.flatten(1), v.flatten(1)
+    share = (flat_u * flat_v).sum(dim=1) / flat_v.square().sum(dim=1).clamp_min(1e-12)
+    return u - share.reshape(-1, *(1,) * (u.ndim - 1)) * v
+
+
+def repelled(
+    guided: Tensor,  # [B, ...]
+    positive: Tensor,  # [B, ...]
+    negative: Tensor,  # [B, ...]
+    views: Sequence[Tensor],  # K of [B, ...]
+    weights: Tensor,  # [K, B]
+    scale: float | Tensor,
+) -> Tensor:
+    """Perp-Neg: push a guided prediction away from other views, but never against the prompt.
+
+        D - s sum_k w_k perp(E(n_k) - E(n), E(y) - E(n))
+
+    (Armandpour et al., "Re-imagine the Negative Prompt Algorithm", arXiv 2304.04968.)
+
+    Args:
+        guided: D(s), [B, ...].
+        positive: E(y), [B, ...].
+        negative: E(n), [B, ...].
+        views: E(n_k) for prompts that name other views.
+        weights: w_k, [K, B].
+        scale: s, one number or [B].
+    """
+    towards = positive - negative
+    for view, w in zip(views, weights, strict=True):
+        amount = (scale * w.to(guided)).reshape(-1, *(1,) * (guided.ndim - 1))
+        guided = guided - amount * perpendicular(view - negative, towards)
+    return guided

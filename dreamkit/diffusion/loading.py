@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from dreamkit.diffusion.hub import INDEX_FILE, PICKLE_SUFFIXES, pick_variant, teacher_folder
+from dreamkit.diffusion.network_teacher import NetworkTeacher
 from dreamkit.diffusion.networks import NETWORKS, NetworkSupport, needs_time_ids, sample_size, text_width
 from dreamkit.diffusion.sampling import SampleClip
 from dreamkit.diffusion.schedule import NoiseSchedule
 from dreamkit.diffusion.scheduler_config import prediction_kind
-from dreamkit.diffusion.teacher import Teacher
 from dreamkit.diffusion.text import PromptEncoder
 from dreamkit.errors import TeacherError
 
@@ -73,7 +73,7 @@ def load_teacher(
     name: str = "toyworld",
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
-) -> Teacher:
+) -> NetworkTeacher:
     """Load a frozen teacher.
 
     Args:
@@ -103,7 +103,7 @@ def load_teacher(
             vae = _load_weights(folder, "vae", _import_from("diffusers", vae_class), target, torch.float32)
         prompts = _load_text(folder, network, vae, target, dtype)
     _check_widths(folder, network, vae, prompts)
-    return Teacher(
+    return NetworkTeacher(
         name=name,
         network=network,
         call=support.call,

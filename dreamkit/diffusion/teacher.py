@@ -1,180 +1,134 @@
 """A teacher: a frozen diffusion model that is asked which way a sample should move.
 
-Images outside a teacher are float32 [B, 3, H, W] in [0, 1]. Inside, x is what the network denoises: pixels in [-1, 1],
-or the latent of a variational autoencoder. `encode_image` goes from one to the other with gradients; `predict` and
-`predict_guided` do not track gradients unless asked to.
+Images outside a teacher are float32 [B, 3, H, W] in [0, 1]. Inside, x is what the model denoises: pixels in [-1, 1],
+or the latent of a variational autoencoder. `encode_image` goes from one to the other with gradients; `predict`,
+`predict_all` and `predict_guided` do not track gradients unless asked to.
+
+Whatever is asked at once goes through the model in ONE forward pass: a `Query` is a batch of noisy samples with their
+prompts, and a pass takes any number of queries.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dreamkit.diffusion.condition import Condition
-from dreamkit.diffusion.guidance import GuidedPrediction, guidance_rescale, guide
-from dreamkit.diffusion.networks import NetworkCall, sample_size, takes_camera
+from dreamkit.diffusion.guidance import GuidedPrediction, Repulsion, guidance_rescale, guide, repelled
 from dreamkit.diffusion.sampling import SampleClip, ddim
 from dreamkit.diffusion.schedule import NoiseSchedule, Prediction, PredictionKind
-from dreamkit.diffusion.text import PromptEncoder
 from dreamkit.errors import TeacherError
 
-__all__ = ["Condition", "GuidedPrediction", "Prediction", "Teacher"]
+__all__ = ["Condition", "GuidedPrediction", "Prediction", "Query", "Teacher"]
 
 POSE_WIDTH = 12  # camera_to_world[:3, :4], row-major
 
 
-class Teacher:
-    """A frozen text-to-image diffusion model. Made by `dreamkit.diffusion.loading.load_teacher`.
+@dataclass(frozen=True)
+class Query:
+    """A batch of noisy samples, and what they are taken for.
 
     Args:
-        name: what the user called it.
-        network: the denoiser.
-        call: how to run it.
-        schedule: the noise it was trained with.
-        prediction_type: what it predicts: "eps", "x0", "v" or "flow".
-        prompts: its text encoder or encoders.
-        vae: its autoencoder; `None` for a model of pixels.
-        clip: how its samples are clipped while sampling; `None` for not at all.
+        x_t: noisy samples, [B, C, h, w].
+        t: their noise level, [B] or one number, in [0, 1].
+        condition: their prompts, B rows or 1 for all.
+        camera: camera_to_world[:3, :4] row-major, [B, 12]; a row of zeros is no camera.
+        reference: noisy samples of an image that these should resemble, at the same t, [B, C, h, w].
+    """
+
+    x_t: Tensor  # [B, C, h, w]
+    t: Tensor | float  # [B] or one number
+    condition: Condition
+    camera: Tensor | None = None  # [B, 12]
+    reference: Tensor | None = None  # [B, C, h, w]
+
+    def __len__(self) -> int:
+        return self.x_t.shape[0]
+
+
+class Teacher(ABC):
+    """A frozen text-to-image diffusion model.
 
     Attributes:
+        name: what the user called it.
+        schedule: the noise it was trained with.
+        prediction_type: what it predicts: "eps", "x0", "v" or "flow".
+        clip: how its samples are clipped while sampling; `None` for not at all.
         sample_shape: (C, h, w) of x.
         image_size: height and width in pixels of the images it knows.
         supports_camera: whether `camera` may be given.
-        calls: number of samples that went through the network so far (a guided call counts each of its rows).
-        device: where it runs.
-        dtype: compute dtype of the network; conversions are always float32 (float64 for float64 samples).
+        calls: number of samples that went through the model so far (a guided call counts each of its rows).
     """
 
-    def __init__(
-        self,
-        name: str,
-        network: Any,
-        call: NetworkCall,
-        schedule: NoiseSchedule,
-        prediction_type: PredictionKind,
-        prompts: PromptEncoder,
-        vae: Any = None,
-        clip: SampleClip | None = None,
-    ) -> None:
-        self.name = name
-        self.network = network
-        self.schedule = schedule
-        self.prediction_type = prediction_type
-        self.prompts = prompts
-        self.vae = vae
-        self.clip = clip
-        self.calls = 0
-        self._call = call
-        for module in (network, vae, *prompts.encoders):
-            if module is not None:
-                module.requires_grad_(False).eval()
-        height, width = sample_size(network)
-        if height != width:
-            raise TeacherError(f"{name} makes images of {height}x{width} cells; only square ones are supported.")
-        self.sample_shape = (int(network.config.in_channels), height, width)
-        self.image_size = height * self._pixels_per_cell
-        self.supports_camera = takes_camera(network)
+    name: str
+    schedule: NoiseSchedule
+    prediction_type: PredictionKind
+    clip: SampleClip | None = None
+    sample_shape: tuple[int, int, int]
+    image_size: int
+    supports_camera: bool
+    calls: int = 0
+
+    # What a kind of teacher has to say -------------------------------------------------------------------------------
 
     @property
+    @abstractmethod
     def device(self) -> torch.device:
-        """Where the network's weights are."""
-        return next(self.network.parameters()).device
+        """Where it computes."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Compute dtype of the network."""
-        return next(self.network.parameters()).dtype
-
-    @property
-    def _pixels_per_cell(self) -> int:
-        """Image pixels along one cell of x: 1 without an autoencoder, 8 for Stable Diffusion."""
-        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    def __repr__(self) -> str:
-        kind = "pixels" if self.vae is None else "latents"
-        return (
-            f"Teacher({self.name!r}, {type(self.network).__name__}, {kind} {self.sample_shape}, "
-            f"{self.prediction_type}, {self.schedule}, {self.device}, {self.dtype})"
-        )
-
-    # Prompts ----------------------------------------------------------------------------------------------------------
-
+    @abstractmethod
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """Encode prompts for the network, one row each; strings seen before come from a cache.
+        """Encode prompts, one row each.
 
         Raises:
             TeacherError: no prompt at all, or a bare string in place of a list.
         """
-        if isinstance(prompts, str) or not prompts:
-            raise TeacherError(f"encode_prompt takes a list of at least one prompt, not {prompts!r}.")
-        return self.prompts.encode(prompts)
 
+    @abstractmethod
     def null_condition(self, n: int = 1) -> Condition:
-        """The condition that stands for "no prompt", n rows."""
-        return self.prompts.null(n)
+        """The condition that stands for "no prompt", n rows.
 
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words of the prompt outside a closed vocabulary; `[]` for open-vocabulary teachers."""
-        return self.prompts.unknown_words(prompt)
+        Raises:
+            TeacherError: this teacher was not trained without a prompt.
+        """
 
-    def content_words(self) -> list[str] | None:
-        """The words of a closed vocabulary that mean something, sorted; `None` for open-vocabulary teachers."""
-        return self.prompts.content_words()
-
-    def dropped_text(self, prompt: str) -> str:
-        """The end of the prompt that does not fit in the text window, "" if all of it does."""
-        return self.prompts.dropped_text(prompt)
-
-    # Images -----------------------------------------------------------------------------------------------------------
-
+    @abstractmethod
     def encode_image(
         self,
         image: Tensor,  # [B, 3, H, W] in [0, 1]
     ) -> Tensor:
-        """Turn images into x, differentiably.
-
-        Images of another size are resized to `image_size`: averaged over areas when shrinking, bilinear when growing.
-        Pixel models get 2 image - 1. Latent models get (mean - shift_factor) * scaling_factor with the mean of the
-        autoencoder's posterior, so that the same image always gives the same x.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1].
-
-        Returns:
-            x, [B, C, h, w] float32.
+        """Turn images into x, [B, C, h, w] float32, differentiably.
 
         Raises:
             TeacherError: not a batch of RGB images.
         """
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise TeacherError(f"Images are [B, 3, H, W], not {tuple(image.shape)}.")
-        pixels = _resize(image.to(self.device, torch.float32), self.image_size) * 2 - 1
-        if self.vae is None:
-            return pixels
-        mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float()
-        return (mean - self._latent_shift) * self.vae.config.scaling_factor
 
+    @abstractmethod
     def decode(
         self,
         x: Tensor,  # [B, C, h, w]
     ) -> Tensor:
-        """Turn x into images, [B, 3, image_size, image_size] float32 in [0, 1]; the inverse of `encode_image`.
+        """Turn x into images, [B, 3, image_size, image_size] float32 in [0, 1]; the inverse of `encode_image`."""
 
-        Args:
-            x: clean samples, [B, C, h, w].
-        """
-        pixels = x.float()
-        if self.vae is not None:
-            latent = pixels / self.vae.config.scaling_factor + self._latent_shift
-            pixels = self.vae.decode(latent.to(self.vae.dtype), return_dict=False)[0].float()
-        return (pixels / 2 + 0.5).clamp(0, 1)
+    @abstractmethod
+    def _forward(self, queries: Sequence[Query]) -> list[Tensor]:
+        """Raw outputs of the kind `prediction_type`, shaped like each query's x_t, from one forward pass."""
 
-    @property
-    def _latent_shift(self) -> float:
-        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of the prompt outside a closed vocabulary; `[]` for open-vocabulary teachers."""
+        return []
+
+    def content_words(self) -> list[str] | None:
+        """The words of a closed vocabulary that mean something, sorted; `None` for open-vocabulary teachers."""
+        return None
+
+    def dropped_text(self, prompt: str) -> str:
+        """The end of the prompt that does not fit in the text window, "" if all of it does."""
+        return ""
 
     # Predictions ------------------------------------------------------------------------------------------------------
 
@@ -198,9 +152,21 @@ class Teacher:
         Raises:
             TeacherError: shapes that don't fit, or a camera for a teacher that takes none.
         """
+        return self.predict_all([Query(x_t, t, condition, camera)], differentiable)[0]
+
+    def predict_all(self, queries: Sequence[Query], differentiable: bool = False) -> list[Prediction]:
+        """What the teacher believes about several batches, in one forward pass.
+
+        Args:
+            queries: the batches; each may have its own noise level, prompts and cameras.
+            differentiable: whether gradients may flow through the network.
+
+        Raises:
+            TeacherError: as for `predict`.
+        """
         with _grad_mode(differentiable):
-            output = self._run(x_t, t, [condition], camera)[0]
-            return self.schedule.convert(output, x_t, self._times(t), self.prediction_type)
+            outputs = self._run(queries)
+            return [self._convert(output, query) for output, query in zip(outputs, queries, strict=True)]
 
     def predict_guided(
         self,
@@ -213,8 +179,11 @@ class Teacher:
         null: Condition | None = None,
         rescale: float = 0.0,
         differentiable: bool = False,
+        reference: Tensor | None = None,  # [B, C, h, w]
+        repulsion: Repulsion | None = None,
+        also: Sequence[Query] = (),
     ) -> GuidedPrediction:
-        """Predict with classifier-free guidance, in one forward pass over 2B rows (3B with `null`).
+        """Predict with classifier-free guidance, everything in one forward pass.
 
         Args:
             x_t: noisy samples, [B, C, h, w].
@@ -223,24 +192,38 @@ class Teacher:
             negative: the negative prompts, B rows or 1 for all; `null_condition(1)` where there is none.
             scale: s of E(n) + s (E(y) - E(n)), one number or [B].
             camera: poses, [B, 12], given to every row; only where `supports_camera`.
-            null: the empty prompt, to get E(0) as well.
+            null: the empty prompt, to get E(0) as well; the very object given as `negative` costs nothing.
             rescale: strength of guidance rescaling, 0 for none.
             differentiable: whether gradients may flow through the network to `x_t`.
+            reference: the image that E(y) should resemble, noised to t like `x_t`.
+            repulsion: views that the guided prediction is pushed away from (Perp-Neg).
+            also: other questions for the same pass; answered in `GuidedPrediction.also`.
 
         Raises:
-            TeacherError: shapes that don't fit, or a camera for a teacher that takes none.
+            TeacherError: shapes that don't fit, or a camera or reference for a teacher that takes none.
         """
-        conditions = [positive, negative] if null is None else [positive, negative, null]
+        asked = [Query(x_t, t, positive, camera, reference), Query(x_t, t, negative, camera)]
+        with_null = null is not None and null is not negative
+        if null is not None and with_null:
+            asked.append(Query(x_t, t, null, camera))
+        repelling = () if repulsion is None else repulsion.conditions
+        asked.extend(Query(x_t, t, condition, camera) for condition in repelling)
         with _grad_mode(differentiable):
-            outputs = self._run(x_t, t, conditions, camera)
+            outputs = self._run([*asked, *also])
             guided = guide(outputs[0], outputs[1], scale)
+            if repulsion is not None:
+                views = outputs[len(asked) - len(repelling) : len(asked)]
+                guided = repelled(guided, outputs[0], outputs[1], views, repulsion.weights, scale)
             if rescale:
                 guided = guidance_rescale(guided, outputs[0], rescale)
-            times = self._times(t)
-            predictions = [
-                self.schedule.convert(output, x_t, times, self.prediction_type) for output in (guided, *outputs)
-            ]
-        return GuidedPrediction(*predictions)
+            answers = [self._convert(o, query) for o, query in zip(outputs, [*asked, *also], strict=True)]
+            return GuidedPrediction(
+                guided=self._convert(guided, asked[0]),
+                positive=answers[0],
+                negative=answers[1],
+                null=None if null is None else answers[2 if with_null else 1],
+                also=answers[len(asked) :],
+            )
 
     @torch.no_grad()
     def sample(
@@ -272,28 +255,15 @@ class Teacher:
         x = ddim(self, noise.to(self.device), positive, against, steps, guidance, camera, clip=self.clip)
         return self.decode(x)
 
-    def _run(
-        self, x_t: Tensor, t: Tensor | float, conditions: Sequence[Condition], camera: Tensor | None
-    ) -> list[Tensor]:
-        """Raw outputs [B, C, h, w] for each of k conditions, from one forward pass over k B rows."""
-        batch, copies = x_t.shape[0], len(conditions)
-        self._check_inputs(x_t, conditions, camera)
-        joined = Condition.cat([c.repeat(batch) if len(c) == 1 else c for c in conditions])
-        timestep = self.schedule.to_timestep(self._times(t)).expand(batch).repeat(copies)
-        output = self._call(
-            self.network,
-            x_t.to(self.device, self.dtype).repeat(copies, 1, 1, 1),
-            timestep,
-            Condition(
-                joined.embeddings.to(self.dtype),
-                None if joined.pooled is None else joined.pooled.to(self.dtype),
-                joined.extra,
-            ),
-            None if camera is None else camera.to(self.device, self.dtype).repeat(copies, 1),
-        )
-        self.calls += batch * copies
-        # Models with a learned variance (DeepFloyd) append it to the mean's channels.
-        return list(output[:, : self.sample_shape[0]].chunk(copies))
+    def _run(self, queries: Sequence[Query]) -> list[Tensor]:
+        """Raw outputs of checked queries; counts their rows."""
+        for query in queries:
+            self._check_query(query)
+        self.calls += sum(len(query) for query in queries)
+        return self._forward(queries)
+
+    def _convert(self, output: Tensor, query: Query) -> Prediction:
+        return self.schedule.convert(output, query.x_t, self._times(query.t), self.prediction_type)
 
     def _times(self, t: Tensor | float) -> Tensor:
         """T as a tensor on the teacher's device; float64 for a number, so that it stays exact."""
@@ -301,33 +271,28 @@ class Teacher:
             return t.to(self.device)
         return torch.tensor(t, dtype=torch.float64, device=self.device)
 
-    def _check_inputs(self, x_t: Tensor, conditions: Sequence[Condition], camera: Tensor | None) -> None:
-        batch = x_t.shape[0]
-        if tuple(x_t.shape[1:]) != self.sample_shape:
-            raise TeacherError(f"{self.name} denoises samples of {self.sample_shape}, not {tuple(x_t.shape[1:])}.")
-        for condition in conditions:
-            if len(condition) not in (1, batch):
-                raise TeacherError(f"{len(condition)} prompts were given for {batch} samples.")
-        if camera is None:
+    def _check_query(self, query: Query) -> None:
+        batch = len(query)
+        if tuple(query.x_t.shape[1:]) != self.sample_shape:
+            raise TeacherError(
+                f"{self.name} denoises samples of {self.sample_shape}, not {tuple(query.x_t.shape[1:])}."
+            )
+        if len(query.condition) not in (1, batch):
+            raise TeacherError(f"{len(query.condition)} prompts were given for {batch} samples.")
+        if query.reference is not None and query.reference.shape != query.x_t.shape:
+            raise TeacherError(
+                f"The reference image has shape {tuple(query.reference.shape)} for samples of {tuple(query.x_t.shape)}."
+            )
+        if query.camera is None:
             return
         if not self.supports_camera:
             raise TeacherError(
                 f"{self.name} has no camera conditioning.",
                 "Give no camera, and name the view in the prompt.",
             )
-        if tuple(camera.shape) != (batch, POSE_WIDTH):
-            raise TeacherError(f"Cameras are [{batch}, {POSE_WIDTH}], not {tuple(camera.shape)}.")
+        if tuple(query.camera.shape) != (batch, POSE_WIDTH):
+            raise TeacherError(f"Cameras are [{batch}, {POSE_WIDTH}], not {tuple(query.camera.shape)}.")
 
 
 def _grad_mode(differentiable: bool) -> AbstractContextManager[Any]:
     return nullcontext() if differentiable else torch.no_grad()
-
-
-def _resize(image: Tensor, size: int) -> Tensor:
-    """Square images of `size` pixels, [B, 3, size, size]."""
-    height, width = image.shape[2:]
-    if (height, width) == (size, size):
-        return image
-    if height >= size and width >= size:
-        return functional.interpolate(image, (size, size), mode="area")
-    return functional.interpolate(image, (size, size), mode="bilinear", align_corners=False)

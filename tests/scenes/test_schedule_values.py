@@ -27,6 +27,29 @@ def test_exponential_is_linear_in_the_logarithm():
     assert [schedule.at(p) for p in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([1.0, 1.0, 1e-2, 1e-4, 1e-4])
 
 
+def test_sqrt_is_fast_first_and_ends_where_linear_does():
+    schedule = Schedule(0.2, 1.0, 3.0, 0.6, "sqrt")
+    assert [schedule.at(p) for p in (0.0, 0.2, 0.3, 0.6, 1.0)] == pytest.approx([1.0, 1.0, 2.0, 3.0, 3.0])
+    # A quarter of the way in time is half of it in value; Consistent3D's 700 to 100.
+    falling = Schedule(0.0, 0.7, 0.1, 1.0, "sqrt")
+    assert [falling.at(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.7, 0.4, 0.1])
+    assert Schedule(0, 0.0, 10.0, 400, "sqrt").at(0.25, 400) == pytest.approx(5.0)
+
+
+def test_step_holds_up_to_its_start_and_changes_behind_it():
+    schedule = Schedule(0.2, 1.0, 3.0, 1.0, "step")
+    assert [schedule.at(p) for p in (0.0, 0.1, 0.2)] == [1.0, 1.0, 1.0]
+    assert [schedule.at(p) for p in (0.2 + 1e-9, 0.5, 1.0)] == [3.0, 3.0, 3.0]
+    assert [Schedule(5, 1.0, 3.0, 20, "step").at(step / 20, 20) for step in (4, 5, 6)] == [1.0, 1.0, 3.0]
+
+
+def test_only_an_exponential_may_not_touch_zero():
+    for curve in ("linear", "sqrt", "step"):
+        assert Schedule(0.0, 0.0, -1.0, 1.0, curve).at(1.0) == -1.0
+    with pytest.raises(ConfigError, match="zero"):
+        Schedule(0.0, 0.0, 1.0, 1.0, "exponential")
+
+
 def test_fractions_and_steps():
     fraction, steps = Schedule(0.0, 0.0, 10.0, 1.0), Schedule(0, 0.0, 10.0, 200)
     assert fraction.at(0.5) == steps.at(0.5, 200) == 5.0
@@ -37,7 +60,8 @@ def test_fractions_and_steps():
 
 
 @given(
-    st.floats(0, 0.9), values, values, st.sampled_from([0.95, 1.0, 300.0]), st.sampled_from(["linear", "exponential"])
+    *(st.floats(0, 0.9), values, values, st.sampled_from([0.95, 1.0, 300.0])),
+    st.sampled_from(["linear", "exponential", "sqrt", "step"]),
 )
 def test_plain_forms_round_trip(start, v0, v1, end, curve):
     schedule = Schedule(start, v0, v1, end, curve)
@@ -56,6 +80,8 @@ def test_plain_forms_round_trip(start, v0, v1, end, curve):
         ([0.5], Schedule.constant(0.5)),
         ("0, 1e-2, 1e-3, 300", Schedule(0, 1e-2, 1e-3, 300)),
         ("[0, 1, 2, 1, exponential]", Schedule(0, 1, 2, 1, "exponential")),
+        ("0, 0.7, 0.1, 1, sqrt", Schedule(0, 0.7, 0.1, 1, "sqrt")),
+        ([0.2, 0.5, 0.26, 1.0, "step"], Schedule(0.2, 0.5, 0.26, 1.0, "step")),
     ],
 )
 def test_forms(given_form, expected):
