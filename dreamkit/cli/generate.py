@@ -18,6 +18,7 @@ from dreamkit.cli.parsing import (
     PresetInteger,
     PresetNumber,
     Prompt,
+    Setting,
     TeacherName,
     Text,
     parse,
@@ -63,6 +64,9 @@ class Generate:
     """Seed of everything random, >= 0; the same seed gives the same bytes on a CPU."""
     out: Folder = "outputs"
     """Where run folders go."""
+    option: tyro.conf.UseAppendAction[tuple[Setting, ...]] = ()
+    """Change an option of the objective or the run, e.g. lambda=0.3, timesteps=uniform, critic.rank=16, perp_neg=true;
+    may be given several times."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     json: bool = False
@@ -107,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
 
     fields = asdict(command)
     as_json = fields.pop("json")
-    options = GenerateOptions(**fields)
+    options = GenerateOptions(options=fields.pop("option"), **fields)
     print_result(run_job(lambda callbacks: generate(options, callbacks)), as_json)
     return 0
 
@@ -160,6 +164,7 @@ def print_result(result: GenerateResult, as_json: bool) -> None:
         "steps": result.steps,
         "peak_rss_mb": round(result.peak_rss_mb, 1),
         "scores": result.scores,
+        "teacher_calls": result.teacher_calls,
         "warnings": list(result.warnings),
     }
     if as_json:

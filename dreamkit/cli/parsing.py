@@ -23,6 +23,7 @@ PresetNumber = Annotated[float | None, tyro.conf.arg(metavar="F", help_behavior_
 Integer = Annotated[int, tyro.conf.arg(metavar="N")]
 Folder = Annotated[str, tyro.conf.arg(metavar="DIR")]
 Text = Annotated[str, tyro.conf.arg(metavar="TEXT")]
+Setting = Annotated[str, tyro.conf.arg(metavar="NAME=VALUE")]
 TeacherName = Annotated[str, tyro.conf.arg(metavar="toyworld|PATH|HUB_ID")]
 Device = Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")]
 

@@ -45,6 +45,27 @@ def to_bytes(
     return np.ascontiguousarray(pixels.numpy())
 
 
+def read_image(path: Path, background: float = 0.85) -> Tensor:
+    """A picture from a file, [3, H, W] in [0, 1]; what is transparent in it lies on gray.
+
+    Args:
+        path: PNG, JPEG, WebP or any other format that Pillow reads.
+        background: gray level behind transparent pixels, 0 to 1.
+
+    Raises:
+        SceneError: there is no such file, or it is no picture.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            layers = np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255
+    except (OSError, Image.DecompressionBombError) as error:
+        raise SceneError(f"{path} is no picture that can be read: {error}.", "Give a PNG or JPEG file.") from error
+    pixels = torch.from_numpy(layers).permute(2, 0, 1)
+    return pixels[:3] * pixels[3:] + background * (1 - pixels[3:])
+
+
 def save_image(
     image: Tensor,  # [3, H, W] in [0, 1]
     path: Path | str,

@@ -21,8 +21,9 @@ from dreamkit.scenes.rendering import check_backend
 from dreamkit.training.callbacks import Callback, CallbackList, LogWriter, MetricsWriter
 from dreamkit.training.checkpoints import guard_interrupts, list_checkpoints, load_latest, save_checkpoint
 from dreamkit.training.deliver import export_format, render_scene, score_scene
+from dreamkit.training.presets import preset, with_options, with_overrides
 from dreamkit.training.scene import SceneTrainer, make_objective, settings_from_config
-from dreamkit.training.settings import EMBEDDED, SceneSettings, preset, with_overrides
+from dreamkit.training.settings import EMBEDDED, SceneSettings
 
 OPTIMISING = "optimising"
 
@@ -44,6 +45,7 @@ class GenerateOptions:
     seed: int = 0
     out: str = "outputs"
     device: str = "auto"
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class GenerateResult:
         peak_rss_mb: largest resident memory of this process, MB.
         scores: `r_precision`, `object`, `colour`, `janus`; `None` where the prompt does not decide it.
         warnings: what the user should know.
+        teacher_calls: samples that went through the teacher (and the critic) in this process.
     """
 
     run: Path
@@ -67,6 +70,7 @@ class GenerateResult:
     peak_rss_mb: float
     scores: dict[str, float | None]
     warnings: list[str] = field(default_factory=list)
+    teacher_calls: int = 0
 
 
 def peak_rss_mb() -> float:
@@ -93,9 +97,20 @@ def settings_for(options: GenerateOptions, toy: bool | None = None) -> SceneSett
     named = asdict(options) | {"prompt": prompt, "negative": negative}
     base = preset(named.pop("preset"), options.objective, options.teacher == EMBEDDED if toy is None else toy)
     named.pop("out")
-    settings = with_overrides(base, **named)
+    changes = named.pop("options")
+    settings = with_options(with_overrides(base, **named), changes)
     make_objective(settings)
     return settings
+
+
+def teacher_of(settings: SceneSettings) -> Teacher:
+    """The teacher that the settings name, on their device and in their precision.
+
+    Raises:
+        TeacherError: it can't be loaded.
+    """
+    dtype = None if settings.precision == "auto" else getattr(torch, settings.precision)
+    return load_teacher(settings.teacher, settings.device, dtype)
 
 
 def generate(options: GenerateOptions, callbacks: Sequence[Callback] = ()) -> GenerateResult:
@@ -114,7 +129,7 @@ def generate(options: GenerateOptions, callbacks: Sequence[Callback] = ()) -> Ge
     check_backend()
     listeners = CallbackList(callbacks)
     listeners.on_stage("loading the teacher", None)
-    teacher = load_teacher(settings.teacher, settings.device)
+    teacher = teacher_of(settings)
     settings = settings_for(options, toy=teacher.supports_camera)
     warnings = check_prompt(teacher, settings.prompt)
     run = Run.create(options.out, slug(settings.prompt), settings.objective, settings)
@@ -138,7 +153,7 @@ def resume(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outpu
     with run.lock():
         settings = settings_from_config(run.config)
         CallbackList(callbacks).on_stage("loading the teacher", None)
-        teacher = load_teacher(settings.teacher, settings.device)
+        teacher = teacher_of(settings)
         return _run(run, settings, teacher, callbacks, check_prompt(teacher, settings.prompt), started)
 
 
@@ -154,29 +169,41 @@ def _run(
     writers = [LogWriter(run.log_file), MetricsWriter(run.metrics_file, stage=OPTIMISING)]
     listeners = CallbackList([*callbacks, *writers])
     listeners.on_run(run.path)
-    trainer = SceneTrainer(settings, teacher)
-    warnings = warnings + _restore(trainer, run)
+    trainer = SceneTrainer(settings, teacher, reference_picture(settings))
+    warnings = warnings + restore(trainer, run)
     for warning in warnings:
         listeners.on_message("warning", warning)
-    _optimise(trainer, run, listeners)
-    trainer.scene = trainer.scene.to("cpu")
-    render_scene(trainer.scene, run.renders, listeners)
+    optimise(trainer, run, listeners)
+    scene = trainer.scene.to("cpu")
+    render_scene(scene, run.renders, listeners)
     listeners.on_stage("exporting", None)
-    exports = _export(trainer.scene, run, warnings, listeners)
+    exports = _export(scene, run.exports, warnings, listeners)
+    for index, particle in enumerate(trainer.particles[1:], start=1):
+        other = particle.scene.to("cpu")
+        render_scene(other, run.renders / f"particle-{index}", listeners)
+        _export(other, run.exports / f"particle-{index}", warnings, listeners)
     listeners.on_stage("scoring", None)
-    scores = _score(trainer.scene, settings.prompt, warnings, listeners)
-    result = GenerateResult(
-        run.path, exports, time.perf_counter() - started, settings.steps, peak_rss_mb(), scores, warnings
-    )
+    scores = _score(scene, settings.prompt, warnings, listeners)
+    seconds = time.perf_counter() - started
+    result = GenerateResult(run.path, exports, seconds, settings.steps, peak_rss_mb(), scores, warnings, trainer.calls)
     listeners.on_end(result)
     return result
 
 
-def _export(scene: GaussianScene, run: Run, warnings: list[str], listeners: Callback) -> dict[str, Path]:
+def reference_picture(settings: SceneSettings) -> torch.Tensor | None:
+    """The reference picture of the settings, [3, H, W]."""
+    if not settings.reference:
+        return None
+    from dreamkit.scenes.pictures import read_image
+
+    return read_image(Path(settings.reference).expanduser())
+
+
+def _export(scene: GaussianScene, folder: Path, warnings: list[str], listeners: Callback) -> dict[str, Path]:
     """Write the splat and the mesh; a scene too thin for a surface keeps its splat, with a warning."""
-    exports = {"ply": export_format(scene, run.exports, "ply")}
+    exports = {"ply": export_format(scene, folder, "ply")}
     try:
-        exports["glb"] = export_format(scene, run.exports, "glb")
+        exports["glb"] = export_format(scene, folder, "glb")
     except SceneError as error:
         _warn(f"No mesh was written: {error}", warnings, listeners)
     return exports
@@ -196,7 +223,7 @@ def _warn(text: str, warnings: list[str], listeners: Callback) -> None:
     listeners.on_message("warning", text)
 
 
-def _restore(trainer: SceneTrainer, run: Run) -> list[str]:
+def restore(trainer: SceneTrainer, run: Run) -> list[str]:
     """Load the run's last good checkpoint, if it has any; returns what the user should know."""
     if not list_checkpoints(run.checkpoints):
         run.rewind_metrics(0)
@@ -207,7 +234,7 @@ def _restore(trainer: SceneTrainer, run: Run) -> list[str]:
     return warnings
 
 
-def _optimise(trainer: SceneTrainer, run: Run, listeners: Callback) -> None:
+def optimise(trainer: SceneTrainer, run: Run, listeners: Callback) -> None:
     """Step to the end, saving on the way; a Ctrl-C saves and raises `RunInterrupted`."""
     settings = trainer.settings
     if trainer.step_index >= settings.steps:

@@ -1,11 +1,11 @@
-"""Everything that decides a text-to-3D run, as one frozen dataclass that a run folder keeps; and the presets."""
+"""Everything that decides a text-to-3D run, as one frozen dataclass that a run folder keeps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field, fields, is_dataclass
+from keyword import iskeyword
+from typing import Any, Literal, get_args, get_type_hints
 
-from dreamkit.config import Schedule
+from dreamkit.diffusion.critic import CriticConfig
 from dreamkit.errors import ConfigError
 from dreamkit.scenes.cameras import CameraSampler
 from dreamkit.scenes.density import DensityConfig
@@ -13,6 +13,7 @@ from dreamkit.scenes.gaussian_config import GaussianConfig
 
 EMBEDDED = "toyworld"
 SCENES = ("gaussians",)
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,43 @@ class SceneSettings:
     """Whether the prompt says which side a camera looks at."""
     camera_conditioning: bool = True
     """Whether a teacher that can take a camera pose gets one."""
+    perp_neg: bool = False
+    """Whether prompts turn with the camera and other views push it away (Perp-Neg), instead of four view names."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the critic of vsd and esd is made and trained."""
+    particles: int = 1
+    """Scenes that are optimised in turn and share a critic."""
+    source_prompt: str = ""
+    """What the scene shows before an edit (dds); nothing by default."""
+    reference: str = ""
+    """A picture that the result should resemble (csm), the path of an image file; none by default."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    precision: Precision = "auto"
+    """What the teacher computes in: float32, bfloat16 (faster on processors that multiply in it), float16 (GPU), or
+    auto: float32 on a CPU, half on a GPU."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("steps", 1, 10**7), ("views", 1, 1024), ("resolution", 16, 2048),
-                                ("checkpoint_every", 1, 10**7), ("seed", 0, 2**63 - 1)):  # fmt: skip
+        limits = {
+            "steps": (1, 10**7),
+            "views": (1, 1024),
+            "resolution": (16, 2048),
+            "particles": (1, 64),
+            "checkpoint_every": (1, 10**7),
+            "seed": (0, 2**63 - 1),
+        }
+        for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"{name} is {value!r}.", f"Use a whole number from {low} to {high}.")
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                f"The precision {self.precision!r} is not known.", f"Known: {', '.join(get_args(Precision))}."
+            )
         if self.scene not in SCENES:
             raise ConfigError(f"The scene {self.scene!r} is not known.", f"Known: {', '.join(SCENES)}.")
 
@@ -73,15 +98,19 @@ def from_plain(kind: type, content: Mapping[str, Any]) -> Any:
         ConfigError: a field that the dataclass does not have, or lacks, or a value of the wrong kind.
     """
     hints = get_type_hints(kind)
+    content = {field_name(name): value for name, value in content.items()}
     known = {item.name for item in fields(kind)}
     unknown = sorted(set(content) - known)
     if unknown:
-        raise ConfigError(f"{kind.__name__} has no {', '.join(unknown)}.", f"It has: {', '.join(sorted(known))}.")
+        raise ConfigError(
+            f"{kind.__name__} has no {', '.join(unknown)}.",
+            f"It has: {', '.join(n.rstrip('_') for n in sorted(known))}.",
+        )
     values: dict[str, Any] = {}
     for name, value in content.items():
         hint = hints[name]
-        if hint is Schedule:
-            value = Schedule.parse(value)
+        if hasattr(hint, "parse"):  # Schedule, TimestepSchedule: the forms that files and command lines use
+            value = hint.parse(value)
         elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
             value = from_plain(hint, value)
         elif isinstance(value, list):
@@ -95,6 +124,11 @@ def from_plain(kind: type, content: Mapping[str, Any]) -> Any:
         raise ConfigError(f"These values don't make a {kind.__name__}: {error}.", "Check the configuration.") from error
 
 
+def field_name(name: str) -> str:
+    """The field for an option's name: itself, with an underscore behind the words that Python keeps (lambda)."""
+    return f"{name}_" if iskeyword(name) else name
+
+
 def _is_of(value: Any, hint: Any) -> bool:
     """Whether a value is of a plain kind or dataclass; `True` for hints of any other form."""
     if isinstance(value, bool):
@@ -102,67 +136,3 @@ def _is_of(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float)
     return not (hint in (bool, int, str) or is_dataclass(hint)) or isinstance(value, hint)
-
-
-_TOY_OPTIONS: dict[str, dict[str, Any]] = {
-    # Noise falls from nearly all to a little; residual x - x0.
-    "sds": {
-        "guidance": 6.0,
-        "weighting": "sigma_ratio",
-        "timesteps": {"level": [0.0, 0.94, 0.04, 1.0], "jitter": 0.03},
-    },
-}
-_GENERAL_OPTIONS: dict[str, dict[str, Any]] = {
-    # High guidance, and never close to t = 0, where a latent teacher's gradients are noise.
-    "sds": {
-        "guidance": 50.0,
-        "weighting": "sigma_squared",
-        "timesteps": {"level": [0.0, 0.90, 0.30, 1.0], "jitter": 0.10},
-    },
-}
-"""Objective -> options; an objective without an entry runs with its own defaults."""
-
-
-def preset(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
-    """Settings by name, for a teacher of the toy world or for a larger one.
-
-    Args:
-        name: `draft`, `standard` or `high`.
-        objective: registered name of the objective.
-        toy: whether the teacher is one of the toy world (64x64 pixels, takes a camera); larger ones get larger
-            views, more steps and cameras no higher than people photograph from.
-
-    Raises:
-        ConfigError: there is no such preset.
-    """
-    base = SceneSettings(
-        prompt="",
-        objective=objective,
-        objective_options=(_TOY_OPTIONS if toy else _GENERAL_OPTIONS).get(objective, {}),
-        gaussians=GaussianConfig(count=2000, background="neutral"),
-        density=DensityConfig(max_count=4000),
-        steps=250,
-        views=4,
-        resolution=64,
-    )
-    if not toy:
-        base = replace(base, resolution=128, steps=1000, cameras=CameraSampler(elevation_range=(-10.0, 45.0)))
-    scaled: dict[str, dict[str, Any]] = {
-        "draft": {},
-        "standard": {"steps": 2 * base.steps, "views": 6, "density": replace(base.density, max_count=8000)},
-        "high": {"steps": 6 * base.steps, "views": 8, "density": replace(base.density, max_count=20000)},
-    }
-    if name not in scaled:
-        near = get_close_matches(name, scaled, n=1)
-        hint = f"Known: {', '.join(scaled)}." + (f" Did you mean {near[0]}?" if near else "")
-        raise ConfigError(f"The preset {name!r} is not known.", hint)
-    return replace(base, preset=name, **scaled[name])
-
-
-def with_overrides(settings: SceneSettings, **options: Any) -> SceneSettings:
-    """The settings with every option that is not `None` replaced; `guidance` goes into the objective's options."""
-    guidance = options.pop("guidance", None)
-    chosen = {name: value for name, value in options.items() if value is not None}
-    if guidance is not None:
-        chosen["objective_options"] = {**settings.objective_options, "guidance": guidance}
-    return replace(settings, **chosen)

@@ -20,7 +20,7 @@ from dreamkit.errors import TeacherError
 from dreamkit.runs import Run, RunInterrupted
 from dreamkit.training import generate as jobs_module
 from dreamkit.training.deliver import FORMATS as DELIVERED_FORMATS
-from dreamkit.training.settings import preset
+from dreamkit.training.presets import preset
 
 RESULT = jobs_module.GenerateResult(
     run=Path("outputs/a/sds/x"),
@@ -81,6 +81,7 @@ def test_generate_passes_everything(jobs: Jobs, capsys: pytest.CaptureFixture[st
         *("generate", "a red mug", "--preset", "standard", "--objective", "sds", "--scene", "gaussians"),
         *("--teacher", "some/model", "--negative", "blurry", "--guidance", "7.5", "--steps", "9", "--views", "2"),
         *("--resolution", "32", "--seed", "5", "--out", "elsewhere", "--device", "cpu", "--json"),
+        *("--option", "timesteps=uniform", "--option", "critic.rank=16"),
     ]
     assert main(words) == 0
     assert jobs.asked[0][1]["options"] == jobs_module.GenerateOptions(
@@ -97,6 +98,7 @@ def test_generate_passes_everything(jobs: Jobs, capsys: pytest.CaptureFixture[st
         seed=5,
         out="elsewhere",
         device="cpu",
+        options=("timesteps=uniform", "critic.rank=16"),
     )
     captured = capsys.readouterr()
     assert json.loads(captured.out.splitlines()[-1]) == {
@@ -106,6 +108,7 @@ def test_generate_passes_everything(jobs: Jobs, capsys: pytest.CaptureFixture[st
         "steps": 3,
         "peak_rss_mb": 512.3,
         "scores": {"r_precision": 0.9, "janus": None},
+        "teacher_calls": 0,
         "warnings": ["careful"],
     }
     assert "optimising 1/1  loss 0.5" in captured.err

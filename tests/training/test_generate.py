@@ -24,7 +24,8 @@ from dreamkit.training import deliver, generate
 from dreamkit.training.callbacks import Callback
 from dreamkit.training.checkpoints import STATE_FILE, list_checkpoints, load_latest
 from dreamkit.training.generate import GenerateOptions, GenerateResult
-from dreamkit.training.settings import SceneSettings, preset
+from dreamkit.training.presets import preset
+from dreamkit.training.settings import SceneSettings
 
 KINDS = ("toyworld", "sd15", "sd21", "sdxl", "deepfloyd")
 SCORES = {"r_precision", "object", "colour", "janus"}

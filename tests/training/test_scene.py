@@ -1,5 +1,6 @@
 """The scene loop: wiring, randomness by step, exact resume, and that it goes where the teacher points."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from dreamkit.config import Schedule
 from dreamkit.diffusion.condition import Condition
-from dreamkit.diffusion.guidance import GuidedPrediction
+from dreamkit.diffusion.critic import CriticConfig
+from dreamkit.diffusion.loading import load_teacher
 from dreamkit.diffusion.schedule import NoiseSchedule
-from dreamkit.errors import CheckpointError
+from dreamkit.diffusion.teacher import Query, Teacher
+from dreamkit.errors import CheckpointError, ConfigError, TeacherError
 from dreamkit.scenes.density import DensityConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.training.scene import SceneTrainer, seeded
@@ -21,7 +24,7 @@ from dreamkit.training.settings import SceneSettings
 SIZE = 16
 
 
-class PaintTeacher:
+class PaintTeacher(Teacher):
     """A teacher that would rather see one colour everywhere, and notes what it was asked.
 
     Args:
@@ -30,15 +33,22 @@ class PaintTeacher:
     """
 
     def __init__(self, colour: tuple[float, float, float] = (0.9, 0.1, 0.2), supports_camera: bool = True) -> None:
+        self.name = "paint"
         self.colour = torch.tensor(colour).view(1, 3, 1, 1)
         self.supports_camera = supports_camera
         self.schedule = NoiseSchedule.ddpm("cosine")
-        self.device = torch.device("cpu")
+        self.prediction_type = "x0"
+        self.sample_shape = (3, SIZE, SIZE)
+        self.image_size = SIZE
+        self.calls = 0
         self.prompts: list[list[str]] = []
-        self.cameras: list[Tensor | None] = []
-        self.negatives: list[Condition] = []
+        self.queries: list[Query] = []
 
-    def encode_prompt(self, prompts: list[str]) -> Condition:
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
         self.prompts.append(list(prompts))
         return Condition(torch.ones(len(prompts), 1, 1))
 
@@ -51,15 +61,9 @@ class PaintTeacher:
     def decode(self, x: Tensor) -> Tensor:
         return (x / 2 + 0.5).clamp(0, 1)
 
-    def predict_guided(
-        self, x_t: Tensor, t: Tensor, positive: Condition, negative: Condition, scale: float,
-        camera: Tensor | None = None, rescale: float = 0.0,
-    ) -> GuidedPrediction:  # fmt: skip
-        self.cameras.append(camera)
-        self.negatives.append(negative)
-        x0 = (2 * self.colour - 1).expand_as(x_t)
-        prediction = self.schedule.convert(x0, x_t, t, "x0")
-        return GuidedPrediction(prediction, prediction, prediction)
+    def _forward(self, queries: Sequence[Query]) -> list[Tensor]:
+        self.queries += queries
+        return [(2 * self.colour - 1).expand_as(query.x_t) for query in queries]
 
 
 def settings(**options: Any) -> SceneSettings:
@@ -78,7 +82,11 @@ def settings(**options: Any) -> SceneSettings:
 
 
 def trainer(teacher: PaintTeacher | None = None, **options: Any) -> SceneTrainer:
-    return SceneTrainer(settings(**options), teacher or PaintTeacher())  # type: ignore[arg-type]
+    """A trainer, whose teacher has forgotten what it was asked while the run was checked."""
+    teacher = teacher or PaintTeacher()
+    run = SceneTrainer(settings(**options), teacher)
+    teacher.prompts.clear()
+    return run
 
 
 def states_equal(one: SceneTrainer, two: SceneTrainer) -> bool:
@@ -171,17 +179,18 @@ class TestConditions:
         teacher = PaintTeacher()
         trainer(teacher, negative="a blue car").step()
         assert ["a blue car"] in teacher.prompts
-        assert float(teacher.negatives[0].embeddings.sum()) == 1  # encoded, not the null condition
+        assert float(teacher.queries[1].condition.embeddings.sum()) == 1  # encoded, not the null condition
 
     def test_without_one_the_null_condition(self) -> None:
         teacher = PaintTeacher()
         trainer(teacher).step()
-        assert float(teacher.negatives[0].embeddings.abs().sum()) == 0
+        assert float(teacher.queries[0].condition.embeddings.sum()) == 2  # of two views
+        assert float(teacher.queries[1].condition.embeddings.abs().sum()) == 0
 
     def test_poses_reach_a_teacher_that_takes_them(self) -> None:
         teacher = PaintTeacher()
         trainer(teacher).step()
-        camera = teacher.cameras[0]
+        camera = teacher.queries[0].camera
         assert camera is not None
         assert camera.shape == (2, 12)
         radius = camera.view(2, 3, 4)[:, :, 3].norm(dim=-1)
@@ -191,7 +200,7 @@ class TestConditions:
     def test_or_none_does(self, supports: bool, wanted: bool) -> None:
         teacher = PaintTeacher(supports_camera=supports)
         trainer(teacher, camera_conditioning=wanted).step()
-        assert teacher.cameras == [None]
+        assert [query.camera for query in teacher.queries] == [None, None]
 
 
 class TestRepetition:
@@ -250,20 +259,210 @@ class TestRepetition:
         second = trainer()
         second.teacher = SimpleNamespace(device=torch.device("meta"))  # type: ignore[assignment]
         seen: dict[str, Tensor] = {}
-        second.scene = SimpleNamespace(  # type: ignore[assignment]
+        (particle,) = second.particles
+        particle.scene = SimpleNamespace(  # type: ignore[assignment]
             load_state=seen.update, make_optimizers=lambda: None, load_optimizer_state=seen.update
         )
-        second.density = SimpleNamespace(load_state=seen.update)  # type: ignore[assignment]
+        particle.density = SimpleNamespace(load_state=seen.update)  # type: ignore[assignment]
         second.load_state(state, 1)
         assert seen["means"].device.type == "meta"
         assert seen["means.exp_avg"].device.type == "meta"
         assert seen["means.step"].device.type == "cpu"
 
 
+class TestWhatObjectivesGet:
+    """What reaches an objective besides x: each thing by the setting that asks for it."""
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, teacher: PaintTeacher | None = None, **options: Any) -> list[Any]:
+        """The contexts of two steps; `self.x` is what the objective was given."""
+        run = trainer(teacher, **options)
+        seen: list[Any] = []
+        self.x: list[Tensor] = []
+        call = type(run.objective).__call__
+
+        def note(objective: Any, x: Tensor, context: Any) -> Any:
+            seen.append(context)
+            self.x.append(x.detach())
+            return call(objective, x, context)
+
+        monkeypatch.setattr(type(run.objective), "__call__", note)
+        for _ in range(2):
+            run.step()
+        return seen
+
+    def test_without_a_negative_prompt_it_is_the_empty_one_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for context in self.run(monkeypatch):
+            assert context.negative is context.null
+        for context in self.run(monkeypatch, negative="blurry"):
+            assert context.negative is not context.null
+            assert float(context.null.embeddings.abs().sum()) == 0
+
+    def test_progress_and_the_runs_seed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one, two = self.run(monkeypatch)
+        assert (one.step, two.step, one.total) == (0, 1, 6)
+        assert one.seed == two.seed
+        assert one.generator.initial_seed() != two.generator.initial_seed()
+        assert self.run(monkeypatch, seed=9)[0].seed != one.seed
+
+    def test_the_critics_pose_is_there_whether_or_not_the_teacher_gets_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for supports in (True, False):
+            context = self.run(monkeypatch, PaintTeacher(supports_camera=supports))[0]
+            assert context.pose.shape == (2, 12)
+            assert (context.camera is not None) == supports
+
+    def test_perp_neg(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        teacher = PaintTeacher()
+        (context, _) = self.run(monkeypatch, teacher, perp_neg=True)
+        assert context.repulsion.weights.shape == (2, 2)
+        assert len(context.positive) == 2
+        assert all(len(condition) == 2 for condition in context.repulsion.conditions)
+        assert self.run(monkeypatch)[0].repulsion is None
+
+    def test_an_edit_gets_its_start_seen_by_the_same_cameras(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At the first step the scene is its source still."""
+        teacher = PaintTeacher()
+        options = {"objective": "dds", "objective_options": {}, "source_prompt": "a blue cube"}
+        first, second = self.run(monkeypatch, teacher, **options)
+        assert ["a blue cube"] in teacher.prompts
+        assert torch.equal(first.source.x, self.x[0])
+        assert not first.source.x.requires_grad
+        assert not torch.equal(first.source.x, second.source.x)  # other cameras
+        assert self.run(monkeypatch)[0].source is None
+
+    def test_the_source_stays_when_the_scene_moves(self) -> None:
+        run = trainer(objective="dds", objective_options={})
+        assert run._source is not None
+        (means,) = run.scene.optimizers["means"].param_groups[0]["params"]
+        before = run._source.state()["means"].clone()
+        assert torch.equal(before, means)
+        with torch.no_grad():
+            means += 0.1
+        run.step()
+        assert torch.equal(run._source.state()["means"], before)
+
+    def test_a_reference_is_encoded_once(self) -> None:
+        picture = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+        options = {"objective": "csm", "objective_options": {}}
+        run = SceneTrainer(settings(**options), PaintTeacher(), picture)
+        run.step()
+        with pytest.raises(TeacherError, match="csm"):
+            SceneTrainer(settings(), PaintTeacher(), picture)
+
+    def test_a_critic_of_a_teacher_without_a_network(self) -> None:
+        with pytest.raises(TeacherError, match="vsd needs a critic"):
+            trainer(objective="vsd", objective_options={})
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"lambda": 2.0}, {"guidance": -1.0}, {"timesteps": {"t_min": 0.9, "t_max": 0.1}}, {"colour": "red"}],
+        ids=str,
+    )
+    def test_bad_options_before_the_first_step(self, options: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError):
+            trainer(objective="esd", objective_options=options)
+
+
+class TestImageTerm:
+    """HiFA's image-space term: besides g, the loop adds strength / 2 ||image - decode(x0)||^2 / views."""
+
+    def means_gradient(self, strength: float, resolution: int = SIZE, teacher: PaintTeacher | None = None) -> Tensor:
+        options = {"guidance": 1.0, "weighting": "sigma_ratio", "image_term": strength}
+        run = trainer(teacher, objective_options=options, resolution=resolution)
+        grads: list[Tensor] = []
+        (means,) = run.scene.optimizers["means"].param_groups[0]["params"]
+        means.register_hook(lambda grad: grads.append(grad.clone()))
+        run.step()
+        return grads[0]
+
+    def test_it_pulls_the_picture_itself_towards_what_the_teacher_sees(self) -> None:
+        """The teacher paints one colour, so that both pulls are known: x = 2 image - 1, and so the surrogate pulls the
+        image by 2 (x - x0) = 4 (image - colour), and the image term by strength (image - colour)."""
+        plain, pulled = self.means_gradient(0.0), self.means_gradient(0.5)
+        torch.testing.assert_close(pulled, plain * (4 + 0.5) / 4, rtol=1e-3, atol=1e-7)
+
+    def test_a_picture_of_another_size_than_the_views(self) -> None:
+        """What the teacher sees is brought to the views' size."""
+        larger = 2 * SIZE
+
+        class Shrinking(PaintTeacher):
+            def encode_image(self, image: Tensor) -> Tensor:
+                return 2 * torch.nn.functional.avg_pool2d(image, 2) - 1
+
+        one, two = (self.means_gradient(strength, larger, Shrinking()) for strength in (0.0, 0.5))
+        assert bool(torch.isfinite(two).all())
+        assert not torch.allclose(one, two)
+
+
+@pytest.fixture(scope="module")
+def teacher(checkpoint: Any) -> Teacher:
+    """A tiny network."""
+    return load_teacher(str(checkpoint("toyworld")), "cpu")
+
+
+class TestParticles:
+    """Scenes that take turns and share a critic, on a tiny network."""
+
+    def make(self, teacher: Teacher, **options: Any) -> SceneTrainer:
+        critic = CriticConfig(rank=2, rate=Schedule.constant(1e-3))
+        chosen = {"objective": "vsd", "objective_options": {}, "particles": 2, "critic": critic, "steps": 8}
+        return SceneTrainer(settings(**chosen | options), teacher)
+
+    def test_both_scenes_train(self, teacher: Teacher) -> None:
+        run = self.make(teacher)
+        before = [particle.scene.state()["means"].clone() for particle in run.particles]
+        assert not torch.equal(*before)  # each starts as its own
+        critic = run.critic.state()  # type: ignore[union-attr]
+        metrics = run.step().metrics
+        after = [particle.scene.state()["means"] for particle in run.particles]
+        assert not torch.equal(before[0], after[0])
+        assert torch.equal(before[1], after[1])  # its turn is next
+        first = after[0].clone()
+        run.step()
+        assert torch.equal(first, run.particles[0].scene.state()["means"])
+        assert not torch.equal(before[1], run.particles[1].scene.state()["means"])
+        assert metrics["critic_loss"] > 0
+        learned = run.critic.state()  # type: ignore[union-attr]
+        assert any(not torch.equal(critic[name], learned[name]) for name in critic)
+        assert run.scene is run.particles[0].scene
+
+    @pytest.mark.parametrize("name", ["vsd", "esd"])
+    @pytest.mark.parametrize("stop", [1, 4])
+    def test_resuming_is_not_having_stopped(self, teacher: Teacher, name: str, stop: int) -> None:
+        straight, first, second = (self.make(teacher, objective=name) for _ in range(3))
+        for _ in range(6):
+            straight.step()
+        for _ in range(stop):
+            first.step()
+        saved = {key: tensor.clone() for key, tensor in first.state().items()}
+        assert any(key.startswith("particle-1/scene/") for key in saved)
+        assert any(key.startswith("critic/weight/") for key in saved)
+        second.load_state(saved, first.step_index)
+        for _ in range(6 - stop):
+            second.step()
+        assert states_equal(straight, second)
+
+    def test_every_call_of_teacher_and_critic_counts(self, teacher: Teacher) -> None:
+        run = self.make(teacher)
+        before = run.calls
+        run.step()
+        views = 2
+        assert run.calls - before == views * (2 + 1 + 1)  # E(y), E(n); the critic asked, and trained
+
+    def test_states_of_another_number_of_particles(self, teacher: Teacher) -> None:
+        run, single = self.make(teacher), self.make(teacher, particles=1)
+        with pytest.raises(CheckpointError):
+            run.load_state(single.state(), 0)
+        with pytest.raises(CheckpointError):
+            single.load_state(run.state(), 0)
+        without = {key: value for key, value in run.state().items() if not key.startswith("critic/")}
+        with pytest.raises(CheckpointError, match="critic"):
+            run.load_state(without, 0)
+
+
 def test_a_real_teacher_of_latents(checkpoint: Any) -> None:
     """Gradients pass an autoencoder on their way to the Gaussians."""
-    from dreamkit.diffusion.loading import load_teacher
-
     teacher = load_teacher(str(checkpoint("sd15")), "cpu")
     run = SceneTrainer(replace(settings(), objective_options={}), teacher)
     before = run.scene.state()["means"]

@@ -10,6 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from dreamkit.config import Schedule
+from dreamkit.diffusion.critic import CriticConfig
 from dreamkit.errors import ConfigError, DreamkitError, PromptError
 from dreamkit.files import plain
 from dreamkit.objectives import TimestepSchedule
@@ -19,8 +20,9 @@ from dreamkit.scenes.density import DensityConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.training import generate
 from dreamkit.training.generate import GenerateOptions
+from dreamkit.training.presets import preset, with_overrides
 from dreamkit.training.scene import make_objective, settings_from_config
-from dreamkit.training.settings import SceneSettings, from_plain, preset, with_overrides
+from dreamkit.training.settings import SceneSettings, from_plain
 
 PRESETS = ("draft", "standard", "high")
 
@@ -31,7 +33,7 @@ schedules = st.builds(
     start_value=positive,
     end_value=positive,
     end_step=st.sampled_from([0.5, 1.0, 300.0]),
-    curve=st.sampled_from(["linear", "exponential"]),
+    curve=st.sampled_from(["linear", "exponential", "sqrt", "step"]),
 )
 ordered = st.tuples(st.floats(-80, 0), st.floats(0, 80))
 any_settings = st.builds(
@@ -47,6 +49,16 @@ any_settings = st.builds(
     ),
     density=st.builds(DensityConfig, enabled=st.booleans(), interval=st.integers(1, 100)),
     cameras=st.builds(CameraSampler, azimuth_range=ordered, elevation_range=ordered, jitter=st.floats(0, 1)),
+    critic=st.builds(
+        CriticConfig,
+        kind=st.sampled_from(["lora", "copy"]),
+        rank=st.integers(1, 64),
+        rate=positive.map(Schedule.constant),
+        camera_dropout=st.floats(0, 1),
+    ),
+    particles=st.integers(1, 64),
+    perp_neg=st.booleans(),
+    source_prompt=st.text(max_size=10),
     objective_options=st.fixed_dictionaries({}, optional={"guidance": positive, "weighting": st.just("uniform")}),
     steps=st.integers(1, 10**7),
     view_prompts=st.booleans(),
@@ -91,7 +103,7 @@ class TestRoundTrip:
             )
         )
         assert objective.guidance == Schedule(0.0, 8.0, 4.0, 1.0, "exponential")  # type: ignore[attr-defined]
-        expected = TimestepSchedule(Schedule.constant(0.5), jitter=0.3, t_min=0.1)
+        expected = TimestepSchedule(Schedule.constant(0.5), Schedule.constant(0.3), t_min=0.1)
         assert objective.timesteps == expected  # type: ignore[attr-defined]
 
 
@@ -116,6 +128,13 @@ class TestBadConfigurations:
             ({"steps": 2.5}, "steps"),
             ({"steps": "3"}, "steps"),
             ({"steps": None}, "steps"),
+            ({"critic": {"rank": 0}}, "rank"),
+            ({"critic": {"kind": "full"}}, "kind"),
+            ({"critic": {"size": 3}}, "size"),
+            ({"critic": {"updates": 1.5}}, "updates"),
+            ({"critic": "lora"}, "critic"),
+            ({"perp_neg": "yes"}, "perp_neg"),
+            ({"particles": "2"}, "particles"),
         ],
     )
     def test_each_is_one_clear_error(self, change: dict[str, Any], named: str) -> None:
@@ -143,7 +162,7 @@ class TestBadConfigurations:
         [
             {"steps": 0}, {"steps": -1}, {"steps": 10**8}, {"views": 0}, {"views": 2000}, {"resolution": 8},
             {"resolution": 4096}, {"checkpoint_every": 0}, {"seed": -1}, {"seed": 2**63}, {"scene": "nerf"},
-            {"steps": 2.0},
+            {"steps": 2.0}, {"particles": 0}, {"particles": 65},
         ],
         ids=str,
     )  # fmt: skip
@@ -231,6 +250,12 @@ class TestSettingsFor:
             ({"guidance": float("inf")}, ConfigError),
             ({"preset": "best"}, ConfigError),
             ({"objective": "sdz"}, ConfigError),
+            ({"objective": "esd", "options": ("lambda=2",)}, ConfigError),
+            ({"options": ("lambda=0.5",)}, ConfigError),
+            ({"options": ("guidance=-1",)}, ConfigError),
+            ({"options": ("timesteps.t_min=0.99",)}, ConfigError),
+            ({"options": ("critic.rank=0",)}, ConfigError),
+            ({"options": ("steps",)}, ConfigError),
             ({"scene": "nerf"}, ConfigError),
         ],
         ids=str,

@@ -1,0 +1,131 @@
+"""Settings by name: what gives a good asset without a flag, for each objective; and what a user changes about them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+
+from dreamkit.checks import nearest_first
+from dreamkit.errors import ConfigError
+from dreamkit.files import plain
+from dreamkit.objectives import objective_class
+from dreamkit.scenes.cameras import CameraSampler
+from dreamkit.scenes.density import DensityConfig
+from dreamkit.scenes.gaussian_config import GaussianConfig
+from dreamkit.training.settings import SceneSettings, field_name, from_plain
+
+PRESETS = ("draft", "standard", "high")
+
+# Noise falls from nearly all to a little.
+_TOY_LEVELS = {"level": [0.0, 0.94, 0.04, 1.0], "jitter": 0.03}
+_TOY: dict[str, dict[str, Any]] = {
+    "sds": {"guidance": 6.0, "weighting": "sigma_ratio", "timesteps": _TOY_LEVELS},
+}
+# High guidance, and never close to t = 0, where a latent teacher's gradients are noise.
+_GENERAL_LEVELS = {"level": [0.0, 0.90, 0.30, 1.0], "jitter": 0.10}
+_GENERAL: dict[str, dict[str, Any]] = {
+    "sds": {"guidance": 50.0, "weighting": "sigma_squared", "timesteps": _GENERAL_LEVELS},
+}
+"""Objective -> options; an objective without an entry runs with its paper's, which are its own defaults."""
+
+
+def preset(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
+    """Settings by name, for a teacher of the toy world or for a larger one.
+
+    Args:
+        name: `draft`, `standard` or `high`.
+        objective: registered name of the objective.
+        toy: whether the teacher is one of the toy world (64x64 pixels, takes a camera); larger ones get larger
+            views, more steps and cameras no higher than people photograph from.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    base = SceneSettings(
+        prompt="",
+        objective=objective,
+        objective_options=(_TOY if toy else _GENERAL).get(objective, {}),
+        gaussians=GaussianConfig(count=2000, background="neutral"),
+        density=DensityConfig(max_count=4000),
+        steps=250,
+        views=4,
+        resolution=64,
+    )
+    if not toy:
+        base = replace(base, resolution=128, steps=1000, cameras=CameraSampler(elevation_range=(-10.0, 45.0)))
+    scaled: dict[str, dict[str, Any]] = {
+        "draft": {},
+        "standard": {"steps": 2 * base.steps, "views": 6, "density": replace(base.density, max_count=8000)},
+        "high": {"steps": 6 * base.steps, "views": 8, "density": replace(base.density, max_count=20000)},
+    }
+    if name not in scaled:
+        near = get_close_matches(name, scaled, n=1)
+        hint = f"Known: {', '.join(scaled)}." + (f" Did you mean {near[0]}?" if near else "")
+        raise ConfigError(f"The preset {name!r} is not known.", hint)
+    return replace(base, preset=name, **scaled[name])
+
+
+def with_overrides(settings: SceneSettings, **options: Any) -> SceneSettings:
+    """The settings with every option that is not `None` replaced; `guidance` goes into the objective's options."""
+    guidance = options.pop("guidance", None)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if guidance is not None:
+        chosen["objective_options"] = {**settings.objective_options, "guidance": guidance}
+    return replace(settings, **chosen)
+
+
+def with_options(settings: SceneSettings, options: Sequence[str]) -> SceneSettings:
+    """The settings with NAME=VALUE options over them.
+
+    A name is a field of the objective (`lambda`, `timesteps.t_min`) or of the settings (`critic.rank`, `perp_neg`,
+    `gaussians.count`), dotted where it lies deeper. A value is YAML: a number, a list, true, a word.
+
+    Args:
+        settings: what the options change.
+        options: "NAME=VALUE" each; a later one wins.
+
+    Raises:
+        ConfigError: an option of another form, a name that does not exist, a value of the wrong kind or out of range.
+    """
+    objective = {item.name for item in fields(objective_class(settings.objective))}  # type: ignore[arg-type]
+    own = {item.name for item in fields(SceneSettings)} - {"objective_options"}
+    content: dict[str, Any] = plain(settings)
+    for option in options:
+        name, separator, text = option.partition("=")
+        path = [field_name(part) for part in name.strip().split(".")]
+        if not separator or not all(path):
+            raise ConfigError(f"The option {option!r} is not of the form NAME=VALUE.", "For example: guidance=7.5")
+        if path[0] in objective:
+            path = ["objective_options", *path]
+        elif path[0] not in own:
+            known = nearest_first(path[0], objective | own)
+            raise ConfigError(
+                f"{settings.objective} has no option {name.strip()!r}.",
+                f"Did you mean {known[0].rstrip('_')}? The objective has: "
+                f"{', '.join(item.rstrip('_') for item in sorted(objective))}.",
+            )
+        content = _placed(content, path, _value(text))
+    return from_plain(SceneSettings, content)
+
+
+def _value(text: str) -> Any:
+    """A value from YAML, in which 1e-3 is a number too."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value {text!r} can't be read: {error}.", "Quote it.") from error
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _placed(content: Any, path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The nested mapping with a value at a path; what is no mapping there is replaced by one."""
+    own = dict(content) if isinstance(content, Mapping) else {}
+    own[path[0]] = value if len(path) == 1 else _placed(own.get(path[0]), path[1:], value)
+    return own
