@@ -194,6 +194,20 @@ DREAMKIT_INLINE void store_columns<8>(float* rows, int lanes, const Float8* colu
   for (int lane = 0; lane < lanes; ++lane) store(rows + lane * 8, v[lane]);
 }
 
+// The same for rows of three floats, sorted out in registers.
+template <>
+DREAMKIT_INLINE void load_columns<3>(const float* rows, int lanes, Float8* columns) {
+  alignas(32) float scratch[3 * LANES];
+  if (lanes < LANES) {
+    for (int i = 0; i < 3 * LANES; ++i) scratch[i] = rows[i < 3 * lanes ? i : 3 * (lanes - 1) + i % 3];
+    rows = scratch;
+  }
+  const Float8 a = load(rows), b = load(rows + LANES), c = load(rows + 2 * LANES);
+  columns[0] = DREAMKIT_SHUFFLE(DREAMKIT_SHUFFLE(a, b, 0, 3, 6, 9, 12, 15, 0, 0), c, 0, 1, 2, 3, 4, 5, 10, 13);
+  columns[1] = DREAMKIT_SHUFFLE(DREAMKIT_SHUFFLE(a, b, 1, 4, 7, 10, 13, 0, 0, 0), c, 0, 1, 2, 3, 4, 8, 11, 14);
+  columns[2] = DREAMKIT_SHUFFLE(DREAMKIT_SHUFFLE(a, b, 2, 5, 8, 11, 14, 0, 0, 0), c, 0, 1, 2, 3, 4, 9, 12, 15);
+}
+
 struct Vec3 {
   Float8 x, y, z;
 };

@@ -16,7 +16,7 @@
 namespace dreamkit {
 namespace {
 
-constexpr int64_t CHUNK = 16384;             // points; long, so that a level's entries stay in the cache
+constexpr int64_t CHUNK = 65536;             // points; long, so that a level's entries come from memory only once
 constexpr int64_t PARALLEL_THRESHOLD = 512;  // points below which waking threads does not pay
 
 template <class Body>

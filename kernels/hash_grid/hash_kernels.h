@@ -5,6 +5,8 @@
 namespace dreamkit {
 namespace DREAMKIT_ISA {
 
+constexpr int AHEAD = 4;  // groups of eight positions
+
 // Eight positions inside one level: entries of the 2^D corners, and per axis the weight of both sides with its first
 // and second derivative with respect to the position.
 template <int D>
@@ -154,16 +156,34 @@ DREAMKIT_INLINE void gather(const float* table, const Corners<D>& corners, int l
   }
 }
 
+// Entries are asked for some groups before they are added up: the tables of fine levels lie in a cache that is far, and
+// by itself the processor looks only one group ahead.
+template <int D, int F>
+DREAMKIT_INLINE void prefetch(const float* table, const Corners<D>& corners) {
+  for (int c = 0; c < (1 << D); ++c) {
+    for (int lane = 0; lane < LANES; ++lane) {
+      __builtin_prefetch(table + static_cast<int64_t>(corners.index[c][lane]) * F);
+    }
+  }
+}
+
 template <int D, int F>
 void encode_points(const HashInputs& in, int64_t begin, int64_t end, float* encoded) {
   const int width = in.levels * F;
-  Corners<D> corners;
+  Corners<D> ring[AHEAD];
+  const auto lanes_from = [&](int64_t first) { return static_cast<int>(end - first < LANES ? end - first : LANES); };
   for (int l = 0; l < in.levels; ++l) {
-    for (int64_t first = begin; first < end; first += LANES) {
-      const int lanes = static_cast<int>(end - first < LANES ? end - first : LANES);
-      corners.load_rows(in, first, lanes, nullptr);
+    const float* table = in.table + in.level[l].offset * F;
+    for (int64_t first = begin; first < end + AHEAD * LANES; first += LANES) {
+      Corners<D>& corners = ring[first / LANES % AHEAD];
+      const int64_t ready = first - AHEAD * LANES;
+      if (ready >= begin && ready < end) {
+        gather<D, F>(table, corners, lanes_from(ready), encoded + ready * width + l * F, width);
+      }
+      if (first >= end) continue;
+      corners.load_rows(in, first, lanes_from(first), nullptr);
       corners.enter(in, l, false);
-      gather<D, F>(in.table + in.level[l].offset * F, corners, lanes, encoded + first * width + l * F, width);
+      prefetch<D, F>(table, corners);
     }
   }
 }
