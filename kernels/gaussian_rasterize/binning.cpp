@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "native.h"
 
@@ -12,44 +13,21 @@ namespace dreamkit {
 namespace {
 
 constexpr uint64_t MAX_ENTRIES = uint64_t{1} << 31;
-constexpr int64_t PREFETCH = 16;  // Gaussians
+constexpr size_t PREFETCH = 16;               // Gaussians
+constexpr int64_t PARALLEL_THRESHOLD = 4096;  // Gaussians below which sharing them out does not pay
 
 // Least-significant-digit radix sort of (key, index) pairs by 32-bit keys, three digits of 11 bits. Stable.
-void radix_sort(Buffer<uint64_t>& items, Buffer<uint64_t>& scratch, size_t count) {
+void radix_sort(Buffer<uint64_t>& items, size_t count) {
   constexpr int BITS = 11, DIGITS = 1 << BITS;
+  Buffer<uint64_t> sorted(count);
   for (int shift = 32; shift < 64; shift += BITS) {
-    uint32_t starts[DIGITS] = {0};
-    for (size_t i = 0; i < count; ++i) ++starts[(items[i] >> shift) & (DIGITS - 1)];
-    uint32_t total = 0;
-    bool single = false;  // every key has the same digit: nothing to move
-    for (int digit = 0; digit < DIGITS; ++digit) {
-      const uint32_t here = starts[digit];
-      single |= here == count;
-      starts[digit] = total;
-      total += here;
-    }
-    if (single) continue;
-    for (size_t i = 0; i < count; ++i) scratch[starts[(items[i] >> shift) & (DIGITS - 1)]++] = items[i];
-    std::swap(items, scratch);
+    uint32_t places[DIGITS] = {0};
+    for (size_t i = 0; i < count; ++i) ++places[(items[i] >> shift) & (DIGITS - 1)];
+    uint32_t running = 0;
+    for (uint32_t& place : places) running += std::exchange(place, running);
+    for (size_t i = 0; i < count; ++i) sorted[places[(items[i] >> shift) & (DIGITS - 1)]++] = items[i];
+    std::swap(items, sorted);
   }
-}
-
-// Fill bins.order with the visible Gaussians by depth.
-void sort_by_depth(const CompositeInputs& in, int64_t view, ViewBins& bins) {
-  const int32_t* radii = in.radii + view * in.count;
-  const Geometry* geometry = in.geometry + view * in.count;
-  Buffer<uint64_t> items(in.count), scratch(in.count);
-  size_t visible = 0;
-  for (int64_t i = 0; i < in.count; ++i) {
-    if (radii[i] <= 0) continue;
-    uint32_t key;  // depths are positive, and a positive float's bits sort like the float
-    std::memcpy(&key, &geometry[i].depth, sizeof(key));
-    items[visible++] = (static_cast<uint64_t>(key) << 32) | static_cast<uint32_t>(i);
-  }
-  radix_sort(items, scratch, visible);
-  bins.visible = static_cast<uint32_t>(visible);
-  bins.order.allocate(visible);
-  for (size_t rank = 0; rank < visible; ++rank) bins.order[rank] = static_cast<uint32_t>(items[rank]);
 }
 
 // Tiles that hold a pixel centre of the bounding box.
@@ -62,94 +40,149 @@ TileBox tile_box(const Splat& s, const CompositeState& state) {
   return box.x1 > box.x0 && box.y1 > box.y0 ? box : TileBox{0, 0, 0, 0};
 }
 
-void pack(const CompositeInputs& in, int64_t view, const CompositeState& state, ViewBins& bins, int64_t rank) {
-  const int64_t index = bins.order[rank], row = view * in.count + index;
-  bins.splats[rank] = in.splats[row];
-  bins.boxes[rank] = tile_box(in.splats[row], state);
-  float* features = bins.features.data() + rank * state.feature_stride;
+void pack(const CompositeInputs& in, int64_t row, int64_t index, float* packed) {
   const float* color = in.colors + (in.shared_colors ? index : row) * in.channels;
-  for (int64_t channel = 0; channel < in.channels; ++channel) features[channel] = color[channel];
-  std::memcpy(features + in.channels, &in.geometry[row].depth, 4 * sizeof(float));  // depth and normal
-  for (int rest = state.features; rest < state.feature_stride; ++rest) features[rest] = 0.0f;
+  std::memcpy(packed, in.splats + row, sizeof(Splat));
+  packed += SPLAT_FLOATS;
+  for (int64_t channel = 0; channel < in.channels; ++channel) packed[channel] = color[channel];
+  std::memcpy(packed + in.channels, &in.geometry[row].depth, 4 * sizeof(float));  // depth and normal
 }
 
-// Rows that `pack` will read: depth order visits them at random, and waiting for each would be most of the work.
-void prefetch(const CompositeInputs& in, int64_t view, const ViewBins& bins, int64_t rank) {
-  if (rank >= bins.visible) return;
-  const int64_t index = bins.order[rank], row = view * in.count + index;
-  __builtin_prefetch(in.splats + row);
-  __builtin_prefetch(in.geometry + row);
-  __builtin_prefetch(in.colors + (in.shared_colors ? index : row) * in.channels);
-}
+// What a view's Gaussians are on their way into the lists.
+struct Listing {
+  Buffer<TileBox> boxes;   // [N]
+  Buffer<uint64_t> items;  // [listed] depth and index of those that touch a tile
+  int64_t listed = 0;
+};
 
-template <class Visit>
-void for_each_tile(const TileBox& box, const CompositeState& state, Visit visit) {
-  for (int y = box.y0; y < box.y1; ++y) {
-    for (int x = box.x0; x < box.x1; ++x) visit(y * state.tiles_x + x);
+// Packs Gaussians, and finds how many entries each will have.
+Listing pack_view(const CompositeInputs& in, int64_t view, int shares, const CompositeState& state, ViewBins& bins) {
+  Listing listing;
+  listing.boxes.allocate(in.count);
+  listing.items.allocate(in.count);
+  bins.packed.allocate(in.count * state.packed_stride);
+  bins.starts.allocate(in.count + 1);
+  std::vector<uint64_t> entries(shares + 1, 0);
+  std::vector<int64_t> listed(shares, 0);
+  const auto first_of = [&](int64_t share) { return in.count * share / shares; };
+  parallel_for(shares, shares, [&](int64_t share) {
+    const int64_t begin = first_of(share), end = first_of(share + 1);
+    uint64_t* item = listing.items.data() + begin;
+    uint64_t total = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = view * in.count + i;
+      const TileBox box = in.radii[row] > 0 ? tile_box(in.splats[row], state) : TileBox{0, 0, 0, 0};
+      listing.boxes[i] = box;
+      bins.starts[i] = static_cast<uint32_t>(total);  // within the share, until the totals are known
+      if (box.x1 == box.x0) continue;
+      pack(in, row, i, bins.packed.data() + i * state.packed_stride);
+      total += static_cast<uint64_t>(box.x1 - box.x0) * (box.y1 - box.y0);
+      uint32_t key;  // depths are positive, and a positive float's bits sort like the float
+      std::memcpy(&key, &in.geometry[row].depth, sizeof(key));
+      *item++ = (static_cast<uint64_t>(key) << 32) | static_cast<uint32_t>(i);
+    }
+    entries[share + 1] = total;
+    listed[share] = item - listing.items.data() - begin;
+  });
+  for (int share = 0; share < shares; ++share) {
+    entries[share + 1] += entries[share];
+    const uint64_t* own = listing.items.data() + first_of(share);
+    std::memmove(listing.items.data() + listing.listed, own, sizeof(uint64_t) * static_cast<size_t>(listed[share]));
+    listing.listed += listed[share];
   }
+  if (entries[shares] >= MAX_ENTRIES) {
+    throw std::runtime_error("gaussian_rasterize: too many Gaussian-tile pairs in one view; render smaller images.");
+  }
+  for (int share = 1; share < shares; ++share) {
+    for (int64_t i = first_of(share); i < first_of(share + 1); ++i) {
+      bins.starts[i] += static_cast<uint32_t>(entries[share]);
+    }
+  }
+  bins.starts[in.count] = static_cast<uint32_t>(entries[shares]);
+  return listing;
 }
+
+// Where to cut the depths, so that about as many lie in every part: quantiles of a sample.
+std::vector<uint64_t> cuts_of(const Listing& listing, int parts) {
+  const int64_t step = 1 + listing.listed / (64 * parts);
+  std::vector<uint64_t> sample;
+  for (int64_t i = 0; i < listing.listed; i += step) sample.push_back(listing.items[i]);
+  std::sort(sample.begin(), sample.end());
+  std::vector<uint64_t> cuts(parts + 1, UINT64_MAX);
+  for (int part = 0; part < parts && !sample.empty(); ++part) cuts[part] = sample[sample.size() * part / parts];
+  cuts[0] = 0;
+  return cuts;
+}
+
+// The Gaussians between two depths, sorted.
+struct Part {
+  Buffer<uint64_t> items;
+  size_t count = 0;
+
+  void take(const Listing& listing, uint64_t low, uint64_t high) {
+    const auto inside = [&](uint64_t item) { return item >= low && item < high; };
+    const uint64_t *begin = listing.items.data(), *end = begin + listing.listed;
+    count = static_cast<size_t>(std::count_if(begin, end, inside));
+    items.allocate(count + 1);
+    uint64_t* target = items.data();
+    for (const uint64_t* item = begin; item < end; ++item) {  // one too many is written, but nothing mispredicted
+      *target = *item;
+      target += inside(*item);
+    }
+    radix_sort(items, count);
+  }
+
+  // Runs visit(index, tile) for every tile of every one, front to back.
+  template <class Visit>
+  void for_each_entry(const Buffer<TileBox>& boxes, int tiles_x, Visit visit) const {
+    for (size_t place = 0; place < count; ++place) {
+      if (place + PREFETCH < count) __builtin_prefetch(&boxes[static_cast<uint32_t>(items[place + PREFETCH])]);
+      const uint32_t index = static_cast<uint32_t>(items[place]);
+      const TileBox box = boxes[index];
+      for (int y = box.y0; y < box.y1; ++y) {
+        for (int x = box.x0; x < box.x1; ++x) visit(index, y * tiles_x + x);
+      }
+    }
+  }
+};
 
 }  // namespace
 
 void bin_view(const CompositeInputs& in, int64_t view, int threads, CompositeState& state) {
   ViewBins& bins = state.bins[view];
-  sort_by_depth(in, view, bins);
-  const int64_t visible = bins.visible;
-  const int tiles = state.tiles_x * state.tiles_y;
-  bins.splats.allocate(visible);
-  bins.boxes.allocate(visible);
-  bins.features.allocate(visible * state.feature_stride);
-  bins.rank_starts.allocate(visible + 1);
-  bins.tile_starts.allocate(tiles + 1);
+  const int shares = in.count < PARALLEL_THRESHOLD ? 1 : threads;
+  const Listing listing = pack_view(in, view, shares, state, bins);
 
-  // Each chunk of ranks counts its entries per tile; a running sum over (tile, chunk) then tells every chunk where
-  // to write, so that chunks fill the lists independently and in rank order.
-  const int chunks = visible < 4096 ? 1 : threads;
-  std::vector<uint32_t> cursors(static_cast<size_t>(chunks) * tiles, 0);
-  std::vector<uint64_t> chunk_entries(chunks + 1, 0);
-  const auto first_rank = [&](int64_t chunk) { return visible * chunk / chunks; };
-  parallel_for(chunks, chunks, [&](int64_t chunk) {
-    uint32_t* counts = cursors.data() + static_cast<size_t>(chunk) * tiles;
-    uint64_t total = 0;
-    for (int64_t rank = first_rank(chunk); rank < first_rank(chunk + 1); ++rank) {
-      prefetch(in, view, bins, rank + PREFETCH);
-      pack(in, view, state, bins, rank);
-      bins.rank_starts[rank] = static_cast<uint32_t>(total);  // within the chunk, until the totals are known
-      for_each_tile(bins.boxes[rank], state, [&](int tile) {
-        ++counts[tile];
-        ++total;
-      });
-    }
-    chunk_entries[chunk + 1] = total;
+  // Each part of the depths counts its entries per tile; a running sum over (tile, part) then tells every part where to
+  // write, so that parts fill the lists independently and in depth order.
+  const int tiles = state.tiles_x * state.tiles_y;
+  const std::vector<uint64_t> cuts = cuts_of(listing, shares);
+  std::vector<Part> parts(shares);
+  std::vector<uint32_t> places(static_cast<size_t>(shares) * tiles, 0);
+  parallel_for(shares, shares, [&](int64_t part) {
+    parts[part].take(listing, cuts[part], cuts[part + 1]);
+    uint32_t* counts = places.data() + part * tiles;
+    parts[part].for_each_entry(listing.boxes, state.tiles_x, [&](uint32_t, int tile) { ++counts[tile]; });
   });
-  for (int chunk = 0; chunk < chunks; ++chunk) chunk_entries[chunk + 1] += chunk_entries[chunk];
-  if (chunk_entries[chunks] >= MAX_ENTRIES) {
-    throw std::runtime_error("gaussian_rasterize: too many Gaussian-tile pairs in one view; render smaller images.");
-  }
+  bins.tile_starts.allocate(tiles + 1);
   uint32_t running = 0;
   for (int tile = 0; tile < tiles; ++tile) {
     bins.tile_starts[tile] = running;
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      uint32_t& cursor = cursors[static_cast<size_t>(chunk) * tiles + tile];
-      const uint32_t here = cursor;
-      cursor = running;
-      running += here;
-    }
+    for (int part = 0; part < shares; ++part) running += std::exchange(places[part * tiles + tile], running);
   }
   bins.tile_starts[tiles] = running;
-  bins.rank_starts[visible] = running;
   bins.entries.allocate(running);
   bins.positions.allocate(running);
-  parallel_for(chunks, chunks, [&](int64_t chunk) {
-    uint32_t* cursor = cursors.data() + static_cast<size_t>(chunk) * tiles;
-    for (int64_t rank = first_rank(chunk); rank < first_rank(chunk + 1); ++rank) {
-      uint32_t slot = bins.rank_starts[rank] += static_cast<uint32_t>(chunk_entries[chunk]);
-      for_each_tile(bins.boxes[rank], state, [&](int tile) {
-        const uint32_t position = cursor[tile]++;
-        bins.entries[position] = static_cast<uint32_t>(rank);
-        bins.positions[slot++] = position;
-      });
-    }
+  parallel_for(shares, shares, [&](int64_t part) {
+    uint32_t* place = places.data() + part * tiles;
+    uint32_t last = UINT32_MAX, slot = 0;
+    parts[part].for_each_entry(listing.boxes, state.tiles_x, [&](uint32_t index, int tile) {
+      slot = index == last ? slot + 1 : bins.starts[index];
+      last = index;
+      const uint32_t position = place[tile]++;
+      bins.entries[position] = index;
+      bins.positions[slot] = position;
+    });
   });
 }
 

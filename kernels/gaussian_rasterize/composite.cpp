@@ -21,7 +21,7 @@ constexpr int ABSOLUTES = 2;  // sums over pixels of |dL/d means2d|, over 2 ln 2
 struct ForwardTile {
   const ViewBins* bins;
   int tile, x, y;         // tile number and its corner, pixels
-  int feature_stride, features;
+  int packed_stride, features;
   float* transmittance;   // [TILE_PIXELS] in: 1 inside the image, -1 outside. Negative means stopped
   int32_t* stop;          // [TILE_PIXELS]
   float* sums;            // [features, TILE_PIXELS] zeroed
@@ -32,14 +32,14 @@ struct ForwardTile {
 struct BackwardTile {
   const ViewBins* bins;
   int tile, x, y;
-  int feature_stride, features;  // features that have a gradient: the first ones
+  int packed_stride, features;  // features that have a gradient: the first ones
   float* transmittance;          // [TILE_PIXELS] in: final; walks back to 1
   float* behind;                 // [TILE_PIXELS] in: T dL/dT; s_i of the header comment
   const int32_t* stop;           // [TILE_PIXELS]; 0 outside the image
   const float* gradients;        // [features, TILE_PIXELS]
   float* results;                // rows of result_stride: moments, features, absolutes
   int result_stride;             // a multiple of the lanes
-  bool by_entry;                 // rows are entries and are overwritten; else ranks and are added to
+  bool by_entry;                 // rows are entries and are overwritten; else Gaussians and are added to
   float* accumulators;           // [result_stride, LANES] scratch, aligned to 32 bytes
   bool absolutes;
 };
@@ -99,7 +99,7 @@ void render_tile(const CompositeInputs& in, const CompositeOutputs& out, Composi
   std::fill(sums, sums + static_cast<size_t>(state.features) * TILE_PIXELS, 0.0f);
   float halves[TILE_PIXELS] = {};
   float* median = out.median == nullptr ? nullptr : halves;
-  ForwardTile t{&bins,         tile, place.x, place.y, state.feature_stride, state.features,
+  ForwardTile t{&bins,         tile, place.x, place.y, state.packed_stride, state.features,
                 transmittance, stop, sums,    median,  0};
   DREAMKIT_CALL(forward_any, t);
   bins.tile_ends[tile] = t.end;
@@ -125,7 +125,7 @@ CompositeState composite_forward(const CompositeInputs& in, const CompositeOutpu
   state.tiles_x = static_cast<int>((in.width + TILE - 1) / TILE);
   state.tiles_y = static_cast<int>((in.height + TILE - 1) / TILE);
   state.features = static_cast<int>(in.channels) + 4;
-  state.feature_stride = (state.features + LANES - 1) / LANES * LANES;
+  state.packed_stride = (SPLAT_FLOATS + state.features + 15) / 16 * 16;
   state.bins.resize(in.views);
   const int64_t tiles = static_cast<int64_t>(state.tiles_x) * state.tiles_y;
   const int threads = useful_threads(in);
@@ -155,7 +155,7 @@ struct BackwardPlan {
   const CompositeGradients& gradients;
   int features;                   // composited features that have a gradient
   int stride;                     // floats per row of results
-  std::vector<Buffer<float>> rows;  // per view: by rank, or by entry where tiles are the tasks
+  std::vector<Buffer<float>> rows;  // per view: by Gaussian, or by entry where tiles are the tasks
   Buffer<float> background;       // [B, tiles, C] partial sums
 };
 
@@ -228,7 +228,7 @@ void differentiate_tile(BackwardPlan& plan, int64_t view, int tile, bool by_entr
                        tile,
                        place.x,
                        place.y,
-                       plan.state.feature_stride,
+                       plan.state.packed_stride,
                        plan.features,
                        scratch.transmittance.data(),
                        scratch.behind.data(),
@@ -247,10 +247,9 @@ void differentiate_tile(BackwardPlan& plan, int64_t view, int tile, bool by_entr
 }
 
 // From moments to the gradients of one Gaussian in one view. `row` holds the sums over pixels.
-void write_gradients(const BackwardPlan& plan, int64_t view, uint32_t rank, const float* row, float* colors) {
+void write_gradients(const BackwardPlan& plan, int64_t target, const float* row, float* colors) {
   const CompositeGradients& out = plan.gradients;
   const int channels = static_cast<int>(plan.state.channels);
-  const int64_t target = view * plan.state.count + plan.state.bins[view].order[rank];
   const Geometry& g = plan.in.geometry[target];
   out.means2d[2 * target] = -(g.conic_xx * row[1] + g.conic_xy * row[2]);
   out.means2d[2 * target + 1] = -(g.conic_xy * row[1] + g.conic_yy * row[2]);
@@ -267,54 +266,72 @@ void write_gradients(const BackwardPlan& plan, int64_t view, uint32_t rank, cons
   }
 }
 
-// Culled Gaussians have zero gradients.
-void clear_outputs(const BackwardPlan& plan, int64_t view, float* colors) {
-  const int64_t count = plan.state.count, first = view * count;
-  std::fill_n(plan.gradients.means2d + 2 * first, 2 * count, 0.0f);
-  if (plan.gradients.absolute != nullptr) std::fill_n(plan.gradients.absolute + 2 * first, 2 * count, 0.0f);
-  std::fill_n(reinterpret_cast<float*>(plan.gradients.geometry + first), 8 * count, 0.0f);
-  std::fill_n(colors + first * plan.state.channels, count * plan.state.channels, 0.0f);
+// Those of one that touches no tile.
+void write_zeros(const BackwardPlan& plan, int64_t target, float* colors) {
+  std::fill_n(plan.gradients.means2d + 2 * target, 2, 0.0f);
+  if (plan.gradients.absolute != nullptr) std::fill_n(plan.gradients.absolute + 2 * target, 2, 0.0f);
+  plan.gradients.geometry[target] = Geometry{};
+  std::fill_n(colors + target * plan.state.channels, plan.state.channels, 0.0f);
 }
 
-// One view by one thread: gradients are added per rank, tiles ascending.
+// Writes the gradients of Gaussians; sum_of(i) is the row of sums of the i-th, if it touches a tile.
+template <class Sum>
+void write_range(const BackwardPlan& plan, int64_t view, int64_t begin, int64_t end, float* colors, Sum sum_of) {
+  const uint32_t* starts = plan.state.bins[view].starts.data();
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t target = view * plan.state.count + i;
+    if (starts[i] == starts[i + 1]) {
+      write_zeros(plan, target, colors);
+    } else {
+      write_gradients(plan, target, sum_of(i), colors);
+    }
+  }
+}
+
+// One view by one thread: gradients are added per Gaussian, tiles ascending.
 void differentiate_view(BackwardPlan& plan, int64_t view, float* colors, BackwardScratch& scratch) {
-  const ViewBins& bins = plan.state.bins[view];
-  plan.rows[view].allocate(static_cast<size_t>(bins.visible) * plan.stride);
-  std::fill_n(plan.rows[view].data(), static_cast<size_t>(bins.visible) * plan.stride, 0.0f);
-  clear_outputs(plan, view, colors);
+  const size_t size = static_cast<size_t>(plan.state.count) * plan.stride;
+  Buffer<float>& rows = plan.rows[view];
+  rows.allocate(size);
+  std::fill_n(rows.data(), size, 0.0f);
   for (int tile = 0; tile < plan.state.tiles_x * plan.state.tiles_y; ++tile) {
     differentiate_tile(plan, view, tile, false, scratch);
   }
-  for (uint32_t rank = 0; rank < bins.visible; ++rank) {
-    write_gradients(plan, view, rank, plan.rows[view].data() + static_cast<size_t>(rank) * plan.stride, colors);
-  }
+  write_range(plan, view, 0, plan.state.count, colors, [&](int64_t i) { return rows.data() + i * plan.stride; });
+  rows = Buffer<float>();
 }
 
-// One view by many threads: tiles write a row per entry; then each rank adds its rows, tiles ascending. The additions
-// are those of differentiate_view in the same order, so the results are equal to the last bit.
+// One view by many threads: tiles write a row per entry; then each Gaussian adds its rows, tiles ascending. The
+// additions are those of differentiate_view in the same order, so the results are equal to the last bit.
 void differentiate_view_by_tiles(BackwardPlan& plan, int64_t view, int threads, float* colors,
                                  std::vector<BackwardScratch>& scratch) {
   const ViewBins& bins = plan.state.bins[view];
   const int tiles = plan.state.tiles_x * plan.state.tiles_y;
-  plan.rows[view].allocate(static_cast<size_t>(bins.tile_starts[tiles]) * plan.stride);
-  clear_outputs(plan, view, colors);
+  const uint32_t entries = bins.tile_starts[tiles];
+  Buffer<float>& rows = plan.rows[view];
+  rows.allocate(static_cast<size_t>(entries) * plan.stride);
   parallel_for(tiles, threads, [&](int64_t tile) {
     differentiate_tile(plan, view, static_cast<int>(tile), true, scratch[thread_number()]);
   });
+  const auto row_at = [&](uint32_t slot) {
+    return rows.data() + static_cast<size_t>(bins.positions[slot]) * plan.stride;
+  };
   constexpr int64_t BLOCK = 512;
-  parallel_for((bins.visible + BLOCK - 1) / BLOCK, threads, [&](int64_t block) {
+  constexpr uint32_t AHEAD = 16;  // rows of a Gaussian lie far apart
+  parallel_for((plan.state.count + BLOCK - 1) / BLOCK, threads, [&](int64_t block) {
     std::vector<float> row(plan.stride);
-    const uint32_t last = static_cast<uint32_t>(std::min<int64_t>(bins.visible, (block + 1) * BLOCK));
-    for (uint32_t rank = static_cast<uint32_t>(block * BLOCK); rank < last; ++rank) {
+    const int64_t begin = block * BLOCK, end = std::min(plan.state.count, begin + BLOCK);
+    write_range(plan, view, begin, end, colors, [&](int64_t i) {
       std::fill(row.begin(), row.end(), 0.0f);
-      for (uint32_t slot = bins.rank_starts[rank]; slot < bins.rank_starts[rank + 1]; ++slot) {
-        const float* source = plan.rows[view].data() + static_cast<size_t>(bins.positions[slot]) * plan.stride;
-        for (int i = 0; i < plan.stride; ++i) row[i] += source[i];
+      for (uint32_t slot = bins.starts[i]; slot < bins.starts[i + 1]; ++slot) {
+        if (slot + AHEAD < entries) __builtin_prefetch(row_at(slot + AHEAD));
+        const float* source = row_at(slot);
+        for (int f = 0; f < plan.stride; ++f) row[f] += source[f];
       }
-      write_gradients(plan, view, rank, row.data(), colors);
-    }
+      return row.data();
+    });
   });
-  plan.rows[view] = Buffer<float>();
+  rows = Buffer<float>();
 }
 
 void reduce_background(const BackwardPlan& plan) {

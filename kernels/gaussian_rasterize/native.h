@@ -119,17 +119,15 @@ struct TileBox {
   uint16_t x0, x1, y0, y1;  // half-open, in tiles
 };
 
-// One view's Gaussians sorted by depth (a Gaussian's place in that order is its rank) and listed per tile.
+constexpr int SPLAT_FLOATS = sizeof(Splat) / sizeof(float);
+
+// One view's Gaussians, listed per tile. Those that touch no tile have no entries, and no packed row.
 struct ViewBins {
-  uint32_t visible = 0;
-  Buffer<uint32_t> order;        // [visible] rank -> index of the Gaussian
-  Buffer<Splat> splats;          // [visible]
-  Buffer<TileBox> boxes;         // [visible]
-  Buffer<float> features;        // [visible, feature_stride]: colours, depth, normal
+  Buffer<float> packed;          // [N, packed_stride]: the Splat, colours, depth, normal; what a tile reads of one
   Buffer<uint32_t> tile_starts;  // [tiles + 1]
-  Buffer<uint32_t> entries;      // [entries] ranks, tile by tile, front to back
-  Buffer<uint32_t> rank_starts;  // [visible + 1]
-  Buffer<uint32_t> positions;    // [entries] rank by rank: where its entries are, tiles ascending
+  Buffer<uint32_t> entries;      // [entries] Gaussians, tile by tile, front to back
+  Buffer<uint32_t> starts;       // [N + 1]
+  Buffer<uint32_t> positions;    // [entries] Gaussian by Gaussian: where its entries are, tiles ascending
   Buffer<uint32_t> tile_ends;    // [tiles] entries really composited (every pixel may stop early)
   Buffer<float> transmittance;   // [tiles, TILE_PIXELS] final
   Buffer<int32_t> stop;          // [tiles, TILE_PIXELS] a pixel uses entries before this one
@@ -139,7 +137,7 @@ struct CompositeState {
   int64_t views, count, width, height, channels;
   int tiles_x, tiles_y;
   int features;        // channels + depth + normal
-  int feature_stride;  // rounded up to the lanes
+  int packed_stride;   // a Splat and features, rounded up to cache lines
   std::vector<ViewBins> bins;
 
   CompositeState() = default;

@@ -65,22 +65,22 @@ void forward_tile(ForwardTile& t) {
   float* __restrict const sums = t.sums;
   float* __restrict const median = t.median;
   const uint32_t* const entries = bins.entries.data();
-  const Splat* const splats = bins.splats.data();
-  const float* const all_features = bins.features.data();
+  const float* const packed = bins.packed.data();
   const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
-  const size_t feature_stride = t.feature_stride;
+  const size_t packed_stride = t.packed_stride;
   uint32_t position = begin;
   for (; position < end; ++position) {
     if ((position - begin) % 16 == 15 && !any_above(transmittance, 0.0f)) break;
-    const uint32_t rank = entries[position];
+    const uint32_t gaussian = entries[position];
     if (position + PREFETCH < end) {
       const size_t ahead = entries[position + PREFETCH];
-      __builtin_prefetch(splats + ahead);
-      __builtin_prefetch(all_features + ahead * feature_stride);
+      __builtin_prefetch(packed + ahead * packed_stride);
     }
-    const Splat s = splats[rank];
+    const float* const own = packed + gaussian * packed_stride;
+    Splat s;
+    std::memcpy(&s, own, sizeof(s));
     Float8 feature[F > 0 ? F : 1];
-    const float* const feature_row = all_features + rank * feature_stride;
+    const float* const feature_row = own + SPLAT_FLOATS;
     for (int f = 0; f < F; ++f) feature[f] = splat(feature_row[f]);
     const float x = s.x - tile_x, y = s.y - tile_y;
     const Span span = make_span(s, x, y);
@@ -130,10 +130,9 @@ void backward_tile(const BackwardTile& t) {
   const int32_t* __restrict const stop = t.stop;
   const float* __restrict const gradients = t.gradients;
   const uint32_t* const entries = bins.entries.data();
-  const Splat* const splats = bins.splats.data();
-  const float* const all_features = bins.features.data();
+  const float* const packed = bins.packed.data();
   const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
-  const size_t feature_stride = t.feature_stride;
+  const size_t packed_stride = t.packed_stride;
   const bool by_entry = t.by_entry, absolutes = t.absolutes;
   float* const results = t.results;
   const size_t result_stride = t.result_stride;
@@ -141,15 +140,16 @@ void backward_tile(const BackwardTile& t) {
   Float8* sums = F > 0 ? fixed : reinterpret_cast<Float8*>(t.accumulators);
   const int rows_of_sums = F > 0 ? static_cast<int>(sizeof(fixed) / sizeof(Float8)) : t.result_stride;
   for (uint32_t position = end; position-- > begin;) {
-    const uint32_t rank = entries[position];
+    const uint32_t gaussian = entries[position];
     if (position >= begin + PREFETCH) {
       const size_t ahead = entries[position - PREFETCH];
-      __builtin_prefetch(splats + ahead);
-      __builtin_prefetch(all_features + ahead * feature_stride);
-      __builtin_prefetch(results + ahead * result_stride);
+      __builtin_prefetch(packed + ahead * packed_stride);
+      if (!by_entry) __builtin_prefetch(results + ahead * result_stride);
     }
-    const Splat s = splats[rank];
-    const float* const feature = all_features + rank * feature_stride;
+    const float* const own = packed + gaussian * packed_stride;
+    Splat s;
+    std::memcpy(&s, own, sizeof(s));
+    const float* const feature = own + SPLAT_FLOATS;
     const float x = s.x - tile_x, y = s.y - tile_y;
     const Span span = make_span(s, x, y);
     const Int8 index = splat(static_cast<int32_t>(position - begin));
@@ -196,7 +196,7 @@ void backward_tile(const BackwardTile& t) {
         }
       }
     }
-    float* result = results + (by_entry ? position : rank) * result_stride;
+    float* result = results + (by_entry ? position : gaussian) * result_stride;
     for (int i = 0; i < rows_of_sums; i += LANES) {
       const Float8 totals = horizontal_sums(sums + i);
       store(result + i, by_entry ? totals : load(result + i) + totals);
