@@ -51,25 +51,21 @@ MarchInputs march_inputs(const Input& origins, const Input& directions, const Ma
   return in;
 }
 
-void bind_march_count(const Input& origins, const Input& directions, const Mask& occupied, const Input& box,
-                      const Maybe<Input>& jitter, double step, double near, double far, const Array<int64_t>& counts,
-                      int threads) {
+MarchedRays bind_march_count(const Input& origins, const Input& directions, const Mask& occupied, const Input& box,
+                             const Maybe<Input>& jitter, double step, double near, double far,
+                             const Array<int64_t>& counts, int threads) {
   const MarchInputs in = march_inputs(origins, directions, occupied, box, jitter, step, near, far, threads);
   int64_t* result = data_of(counts, "counts", {in.count});
   nb::gil_scoped_release release;
-  march_count(in, result);
+  return march_count(in, result);
 }
 
-void bind_march_fill(const Input& origins, const Input& directions, const Mask& occupied, const Input& box,
-                     const Maybe<Input>& jitter, double step, double near, double far, const Offsets& offsets,
-                     const Output& starts, const Output& ends, int threads) {
-  const MarchInputs in = march_inputs(origins, directions, occupied, box, jitter, step, near, far, threads);
-  const int64_t count = size_of(starts, 0);
-  const int64_t* places = checked_offsets(offsets, in.count, count);
+void bind_march_fill(const MarchedRays& found, const Output& starts, const Output& ends, int threads) {
+  const int64_t count = static_cast<int64_t>(found.total);
   float* first = data_of(starts, "starts", {count});
   float* last = data_of(ends, "ends", {count});
   nb::gil_scoped_release release;
-  march_fill(in, places, first, last);
+  march_fill(found, first, last, threads);
 }
 
 void bind_weights_forward(const Input& starts, const Input& ends, const Offsets& offsets, const Input& densities,
@@ -157,6 +153,7 @@ void bind_resample(const Input& edges, const Input& weights, const Maybe<Input>&
 }  // namespace
 
 void bind_volume_render(nb::module_& module) {
+  nb::class_<MarchedRays>(module, "MarchedRays", "The intervals that rays keep.");
   define(module, "march_count", &bind_march_count);
   define(module, "march_fill", &bind_march_fill);
   define(module, "weights_forward", &bind_weights_forward);

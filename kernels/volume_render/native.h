@@ -1,6 +1,10 @@
 // Shared by the native kernels of volume_render.
 #pragma once
 
+#include <cstring>
+#include <utility>
+#include <vector>
+
 #include "../common.h"
 
 namespace dreamkit {
@@ -18,10 +22,37 @@ struct MarchInputs {
   int threads;
 };
 
-// Number of kept intervals of every ray.
-void march_count(const MarchInputs& in, int64_t* counts);
-// Starts and ends of the kept intervals, at the places that `offsets` [N + 1] says.
-void march_fill(const MarchInputs& in, const int64_t* offsets, float* starts, float* ends);
+// Starts of the intervals that some rays keep, one ray after another.
+struct FoundSteps {
+  Buffer<float> starts;
+  size_t size = 0, capacity = 0;
+
+  // Where the next ones go; there is room for a vector.
+  float* room() {
+    if (size + LANES > capacity) {
+      capacity = 2 * capacity + 1024;
+      Buffer<float> larger(capacity);
+      if (size > 0) std::memcpy(larger.data(), starts.data(), sizeof(float) * size);
+      starts = std::move(larger);
+    }
+    return starts.data() + size;
+  }
+};
+
+// What all rays keep. Nobody knows how much that is before it is found, so it is copied where it belongs afterwards.
+struct MarchedRays {
+  std::vector<FoundSteps> chunks;
+  float step;
+  size_t total = 0;
+
+  MarchedRays() = default;
+  MarchedRays(MarchedRays&&) = default;
+  MarchedRays(const MarchedRays&) = delete;  // a vector of move-only items claims to be copyable
+};
+
+// The intervals that rays keep, and their number for every ray.
+MarchedRays march_count(const MarchInputs& in, int64_t* counts);
+void march_fill(const MarchedRays& found, float* starts, float* ends, int threads);
 
 struct SampleInputs {
   int64_t rays, count;

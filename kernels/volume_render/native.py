@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..dispatch import native_module
 
 
-def march_count(origins: Tensor, *inputs: object) -> Tensor:
-    """Intervals that each ray keeps, [N] int64; inputs as in `operators.march`."""
+def march_count(origins: Tensor, *inputs: object) -> tuple[Tensor, Any]:
+    """How many intervals each ray keeps, [N] int64, and the intervals themselves; inputs as in `operators.march`."""
     counts = torch.empty(len(origins), dtype=torch.int64)
-    native_module().march_count(origins, *inputs, counts, torch.get_num_threads())
-    return counts
+    found = native_module().march_count(origins, *inputs, counts, torch.get_num_threads())
+    return counts, found
 
 
-def march_fill(origins: Tensor, *inputs: object) -> tuple[Tensor, Tensor]:
-    """Starts and ends of the intervals; the inputs end with the offsets and how many there are."""
-    *known, count = inputs
-    starts, ends = (origins.new_empty(count) for _ in range(2))
-    native_module().march_fill(origins, *known, starts, ends, torch.get_num_threads())
+def march_fill(found: Any, offsets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Starts and ends of the intervals that were found."""
+    starts, ends = (torch.empty(count) for _ in range(2))
+    native_module().march_fill(found, starts, ends, torch.get_num_threads())
     return starts, ends
 
 

@@ -40,9 +40,9 @@ def march(
     """
     module = _of(backend)
     inputs = (*map(plain, (origins, directions, occupied, box)), _maybe(jitter), step, near, far)
-    counts = module.march_count(*inputs)
+    counts, found = module.march_count(*inputs)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return *module.march_fill(*inputs, offsets, int(offsets[-1])), offsets
+    return *module.march_fill(found, offsets, int(offsets[-1])), offsets
 
 
 @march.register_fake

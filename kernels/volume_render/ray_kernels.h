@@ -31,39 +31,25 @@ DREAMKIT_INLINE uint32_t march_steps(const MarchInputs& in, const float* o, cons
   return kept & candidates;
 }
 
-void count_steps(const MarchInputs& in, int64_t begin, int64_t end, int64_t* counts) {
-  for (int64_t ray = begin; ray < end; ++ray) {
-    const MarchRange range = march_range(in, ray);
-    int64_t kept = 0;
-    Float8 starts;
-    for (int64_t k = range.first; k < range.last; k += LANES) {
-      kept += __builtin_popcount(march_steps(in, range.origin, range.direction, range.shift, k, range.last, &starts));
-    }
-    counts[ray] = kept;
-  }
-}
-
-void fill_steps(const MarchInputs& in, int64_t begin, int64_t end, const int64_t* offsets, float* starts, float* ends) {
+void find_steps(const MarchInputs& in, int64_t begin, int64_t end, int64_t* counts, FoundSteps& found) {
   alignas(32) float lanes[LANES];
   for (int64_t ray = begin; ray < end; ++ray) {
     const MarchRange range = march_range(in, ray);
-    int64_t place = offsets[ray];
-    const int64_t stop = offsets[ray + 1];  // may be that of another march: nothing is written beyond it
-    Float8 eight;
+    const size_t before = found.size;
+    Float8 starts;
     for (int64_t k = range.first; k < range.last; k += LANES) {
-      uint32_t kept = march_steps(in, range.origin, range.direction, range.shift, k, range.last, &eight);
-      if (kept == 0xff && place + LANES <= stop) {
-        store(starts + place, eight);
-        store(ends + place, eight + splat(in.step));
-        place += LANES;
+      uint32_t kept = march_steps(in, range.origin, range.direction, range.shift, k, range.last, &starts);
+      if (kept == 0) continue;
+      float* target = found.room();
+      found.size += static_cast<size_t>(__builtin_popcount(kept));
+      if (kept == 0xff) {
+        store(target, starts);
         continue;
       }
-      store(lanes, eight);
-      for (; kept != 0 && place < stop; kept &= kept - 1, ++place) {
-        starts[place] = lanes[__builtin_ctz(kept)];
-        ends[place] = starts[place] + in.step;
-      }
+      store(lanes, starts);
+      for (; kept != 0; kept &= kept - 1) *target++ = lanes[__builtin_ctz(kept)];
     }
+    counts[ray] = static_cast<int64_t>(found.size - before);
   }
 }
 

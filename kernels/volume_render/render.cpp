@@ -63,14 +63,33 @@ void for_rays(int64_t rays, int64_t work, int threads, Body body) {
 
 }  // namespace
 
-void march_count(const MarchInputs& in, int64_t* counts) {
-  for_rays(in.count, in.count * in.steps, in.threads,
-           [&](int64_t begin, int64_t end) { DREAMKIT_CALL(count_steps, in, begin, end, counts); });
+MarchedRays march_count(const MarchInputs& in, int64_t* counts) {
+  MarchedRays found;
+  found.step = in.step;
+  found.chunks.resize(static_cast<size_t>((in.count + CHUNK - 1) / CHUNK));
+  for_rays(in.count, in.count * in.steps, in.threads, [&](int64_t begin, int64_t end) {
+    DREAMKIT_CALL(find_steps, in, begin, end, counts, found.chunks[static_cast<size_t>(begin / CHUNK)]);
+  });
+  for (const FoundSteps& chunk : found.chunks) found.total += chunk.size;
+  return found;
 }
 
-void march_fill(const MarchInputs& in, const int64_t* offsets, float* starts, float* ends) {
-  for_rays(in.count, in.count * in.steps, in.threads,
-           [&](int64_t begin, int64_t end) { DREAMKIT_CALL(fill_steps, in, begin, end, offsets, starts, ends); });
+void march_fill(const MarchedRays& found, float* starts, float* ends, int threads) {
+  std::vector<size_t> places;
+  size_t total = 0;
+  for (const FoundSteps& chunk : found.chunks) {
+    places.push_back(total);
+    total += chunk.size;
+  }
+  const bool small = total < static_cast<size_t>(PARALLEL_THRESHOLD);
+  parallel_for(static_cast<int64_t>(places.size()), small ? 1 : std::max(1, threads), [&](int64_t i) {
+    const FoundSteps& chunk = found.chunks[static_cast<size_t>(i)];
+    const size_t place = places[static_cast<size_t>(i)];
+    for (size_t k = 0; k < chunk.size; ++k) {
+      starts[place + k] = chunk.starts[k];
+      ends[place + k] = chunk.starts[k] + found.step;
+    }
+  });
 }
 
 void weights_forward(const SampleInputs& in, const float* densities, float* weights) {

@@ -7,6 +7,7 @@ that marches has a ray a lane. No atomics: equal inputs give equal bits.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -325,18 +326,17 @@ def _march(
     )  # fmt: skip
 
 
-def march_count(origins: Tensor, *inputs: object) -> Tensor:
-    """Intervals that each ray keeps, [N] int64; inputs as in `operators.march`."""
+def march_count(origins: Tensor, *inputs: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    """How many intervals each ray keeps, [N] int64, and what `march_fill` asks for; inputs as in `operators.march`."""
     counts = torch.empty(len(origins), dtype=torch.int64, device=origins.device)
     _march(origins, *inputs, (counts, counts, origins, origins), fill=False)
-    return counts
+    return counts, (origins, *inputs)
 
 
-def march_fill(origins: Tensor, *inputs: object) -> tuple[Tensor, Tensor]:
-    """Starts and ends of the intervals; the inputs end with the offsets and how many there are."""
-    *known, offsets, count = inputs
-    starts, ends = (origins.new_empty(count) for _ in range(2))
-    _march(origins, *known, (offsets, offsets, starts, ends), fill=True)
+def march_fill(inputs: tuple[Any, ...], offsets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Starts and ends of the intervals."""
+    starts, ends = (inputs[0].new_empty(count) for _ in range(2))
+    _march(*inputs, (offsets, offsets, starts, ends), fill=True)
     return starts, ends
 
 
