@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -90,6 +91,13 @@ def _resident_mb(field: str) -> float | None:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), None)
 
 
+def _release_freed_memory() -> None:
+    """Give freed memory back to the system where it can be asked for (glibc): a run that reuses it would take none."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def peak_mb(work: Pass, device: torch.device) -> float | None:
     """Most memory a run takes beyond what is in use before, MB; `None` where the system does not tell."""
     prepared = work.prepare()
@@ -98,8 +106,11 @@ def peak_mb(work: Pass, device: torch.device) -> float | None:
         before = torch.cuda.memory_allocated(device)
         work.run(prepared)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if not Path("/proc/self/clear_refs").exists():  # not Linux
+        return None
+    _release_freed_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     except OSError:
         return None
     before_mb = _resident_mb("VmRSS")

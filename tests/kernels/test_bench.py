@@ -61,6 +61,15 @@ class TestMeasure:
         peak = peak_mb(Pass(lambda _: torch.ones(50 * 2**20 // 4).sum()), CPU)
         assert peak is None or 40 < peak < 200
 
+    def test_peak_memory_sees_what_reuses_freed_memory(self) -> None:
+        def work(_: object) -> None:
+            parts = [torch.ones(2**14) for _ in range(800)]  # 50 MB in blocks that stay with the process when freed
+            assert len(parts) == 800
+
+        work(None)
+        peak = peak_mb(Pass(work), CPU)
+        assert peak is None or 40 < peak < 200
+
     def test_rows(self) -> None:
         threads = torch.get_num_threads()
         rows = run_case("hash_grid", "small", small(CPU), ["native"], "reference", CPU, 1, 0.01)
