@@ -58,20 +58,11 @@ struct Matrix {
     std::memset(column.data(), 0, sizeof(float) * static_cast<size_t>(dim * stride));
   }
 
+  // `begin` is a multiple of the lanes, and so is `end` unless it is that of the rows, after which there are zeros.
   void transpose(int64_t begin, int64_t end, int64_t dim) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t d = 0; d < dim; ++d) column[static_cast<size_t>(d * stride + i)] = row[static_cast<size_t>(i * width + d)];
-    }
+    DREAMKIT_CALL(transpose_rows, row.data() + begin * width, width, end - begin, dim, column.data() + begin, stride);
   }
 };
-
-void turn_row(const float* source, const float* turn, float factor, int64_t dim, float* target) {
-  for (int64_t d = 0; d < dim; d += 2) {
-    const float cos = turn[d] * factor, sin = turn[d + 1] * factor, a = source[d], b = source[d + 1];
-    target[d] = a * cos - b * sin;
-    target[d + 1] = a * sin + b * cos;
-  }
-}
 
 void turn_row_back(const float* source, const float* turn, float factor, int64_t dim, float* target) {
   for (int64_t d = 0; d < dim; d += 2) {
@@ -120,7 +111,7 @@ struct Head {
     parallel_for((keys + chunk - 1) / chunk, in.threads, [&](int64_t i) {
       const int64_t begin = i * chunk, end = std::min(keys, begin + chunk);
       for (int64_t key = begin; key < end; ++key) {
-        turn_row(in.k + key_place(key), in.k_turn + key * dim, 1.0f, dim, k.row.data() + key * k.width);
+        DREAMKIT_CALL(turn_row, in.k + key_place(key), in.k_turn + key * dim, 1.0f, dim, k.row.data() + key * k.width);
         std::memcpy(v.row.data() + key * v.width, in.v + key_place(key), sizeof(float) * static_cast<size_t>(dim));
       }
       k.transpose(begin, end, dim);
@@ -129,7 +120,8 @@ struct Head {
     parallel_for((in.queries + chunk - 1) / chunk, in.threads, [&](int64_t i) {
       const int64_t begin = i * chunk, end = std::min(in.queries, begin + chunk);
       for (int64_t query = begin; query < end; ++query) {
-        turn_row(in.q + query_place(query), in.q_turn + query * dim, scale, dim, q.row.data() + query * q.width);
+        DREAMKIT_CALL(turn_row, in.q + query_place(query), in.q_turn + query * dim, scale, dim,
+                      q.row.data() + query * q.width);
         if (d_rows == nullptr) continue;
         std::memcpy(d_out.row.data() + query * d_out.width, d_rows + query_place(query),
                     sizeof(float) * static_cast<size_t>(dim));

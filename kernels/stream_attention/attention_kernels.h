@@ -54,6 +54,38 @@ void product(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
   }
 }
 
+// A row's pairs (a, b) turned to (a cos - b sin, a sin + b cos), all times a factor; `turn` holds cosine and sine of
+// every pair side by side.
+void turn_row(const float* source, const float* turn, float factor, int64_t dim, float* target) {
+  const Float8 signs{-1.0f, 1.0f, -1.0f, 1.0f, -1.0f, 1.0f, -1.0f, 1.0f};
+  int64_t d = 0;
+  for (; d + LANES <= dim; d += LANES) {
+    const Float8 x = load(source + d), y = load(turn + d) * splat(factor);
+    const Float8 cosines = DREAMKIT_SHUFFLE(y, y, 0, 0, 2, 2, 4, 4, 6, 6);
+    const Float8 sines = DREAMKIT_SHUFFLE(y, y, 1, 1, 3, 3, 5, 5, 7, 7) * signs;
+    store(target + d, x * cosines + DREAMKIT_SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6) * sines);
+  }
+  for (; d < dim; d += 2) {
+    const float cos = turn[d] * factor, sin = turn[d + 1] * factor, a = source[d], b = source[d + 1];
+    target[d] = a * cos - b * sin;
+    target[d + 1] = a * sin + b * cos;
+  }
+}
+
+// Rows [count, width] to columns [dim, stride], eight by eight: up to seven rows and columns more than there are are
+// read, and seven more places of every column written.
+void transpose_rows(const float* rows, int64_t width, int64_t count, int64_t dim, float* columns, int64_t stride) {
+  for (int64_t d = 0; d < dim; d += LANES) {
+    const int64_t wanted = dim - d < LANES ? dim - d : LANES;
+    for (int64_t i = 0; i < count; i += LANES) {
+      Float8 block[LANES];
+      for (int lane = 0; lane < LANES; ++lane) block[lane] = load(rows + (i + lane) * width + d);
+      transpose(block);
+      for (int64_t j = 0; j < wanted; ++j) store(columns + (d + j) * stride + i, block[j]);
+    }
+  }
+}
+
 // One step of the running softmax of a row: scores s [columns] to weights 2^(s - highest) in place, of which only the
 // first `count` exist. Returns the factor on what was added up before.
 DREAMKIT_INLINE float soften(float* s, int64_t count, int64_t columns, float& highest, float& total) {
