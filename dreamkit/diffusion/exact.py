@@ -165,7 +165,10 @@ class ExactTeacher(Teacher):
     def _exact(self, query: Query) -> Tensor:
         rows = len(query)
         alpha, sigma = self.schedule.coefficients(self._times(query.t).expand(rows), query.x_t)
-        prompts = query.condition.expanded(rows).embeddings[:, 0, 0].long().tolist()
+        numbers = query.condition.expanded(rows).embeddings[:, 0, 0]
+        prompts = numbers.long().tolist()
+        if not torch.equal(numbers, numbers.round()):
+            raise TeacherError(f"{self.name} knows no mixture of prompts.", "Leave Perp-Neg out.")
         views = [None] * rows if query.camera is None else view_indices(query.camera, self.views)
         output = torch.empty_like(query.x_t)
         for prompt, view in set(zip(prompts, views, strict=True)):

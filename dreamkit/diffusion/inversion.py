@@ -39,7 +39,7 @@ def invert(
         x_{t'} = alpha(t') x0(x_t, t) + sigma(t') E(x_t, t),   t < t', from t = 0
 
     (Song et al., arXiv 2010.02502, reversed in time; for a flow model Euler's method.) Every row climbs in equal
-    steps of its own, so that rows of different t share their forward passes.
+    steps of its own, as many as the highest needs, so that rows of different t share their forward passes.
 
     Args:
         teacher: the model.

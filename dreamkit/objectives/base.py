@@ -24,7 +24,7 @@ from dreamkit.diffusion.guidance import GuidedPrediction, Repulsion
 from dreamkit.diffusion.schedule import NoiseSchedule
 from dreamkit.diffusion.teacher import Query, Teacher
 from dreamkit.errors import ConfigError, TeacherError
-from dreamkit.objectives.timesteps import TimestepSchedule
+from dreamkit.objectives.timesteps import NAMED, TimestepSchedule
 
 Weighting = Literal["sigma_squared", "uniform", "sigma_ratio", "alpha"]
 
@@ -212,7 +212,7 @@ class Distillation(Objective):
 
     guidance: Schedule = field(default_factory=lambda: Schedule.constant(7.5))
     """Guidance scale s of E(n) + s (E(y) - E(n)) over the run, >= 0."""
-    timesteps: TimestepSchedule = field(default_factory=TimestepSchedule)
+    timesteps: TimestepSchedule = field(default_factory=lambda: NAMED["uniform"])
     """Noise levels over the run: a name (uniform, linear, sqrt, two_phase, dreamtime) or the fields."""
     weighting: Weighting = "sigma_squared"
     """w(t): sigma_squared, uniform, sigma_ratio or alpha."""

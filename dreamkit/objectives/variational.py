@@ -1,6 +1,6 @@
 """A trained critic as the reference: VSD, and ESD, which keeps the views different."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from dreamkit.diffusion.schedule import Prediction
 from dreamkit.diffusion.teacher import Query
 from dreamkit.objectives.base import Distillation, ObjectiveContext, Terms, require
 from dreamkit.objectives.registry import register
+from dreamkit.objectives.timesteps import NAMED, TimestepSchedule
 
 
 @register("vsd")
@@ -23,6 +24,8 @@ class VariationalScoreDistillation(Distillation):
     """
 
     needs_critic: ClassVar[bool] = True
+    timesteps: TimestepSchedule = field(default_factory=lambda: NAMED["two_phase"])
+    """Noise levels over the run: a name (uniform, linear, sqrt, two_phase, dreamtime) or the fields."""
 
     def terms(self, x: Tensor, t: Tensor, context: ObjectiveContext) -> Terms:
         """D(s) and the critic's noise."""
