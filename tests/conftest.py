@@ -2,12 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from dreamkit.diffusion.network_teacher import NetworkTeacher
 
 # No test may fail because the machine was busy.
 settings.register_profile("dreamkit", deadline=None)
@@ -46,6 +51,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(checkpoint: Callable[[str], Path]) -> Callable[[str], "NetworkTeacher"]:
+    """A tiny teacher of a kind, one for all tests: nothing that is done with a teacher may change it."""
+    from dreamkit.diffusion.loading import load_teacher
+
+    return cache(lambda kind: load_teacher(str(checkpoint(kind)), "cpu"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks and samples this small are slower with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[str]]:

@@ -160,6 +160,14 @@ class Judge:
         return torch.cat(logits), torch.cat(views)
 
 
+def level_views(view_logits: Tensor) -> Tensor:
+    """Which of front, side and back (positions in `VIEWS`) each view is, from logits [B, 4]: [B].
+
+    For cameras at a moderate elevation, where overhead is no answer.
+    """
+    return view_logits[:, :3].argmax(dim=-1)
+
+
 def save_judge(network: JudgeNetwork, folder: Path) -> None:
     """Write a judge as config.json and float16 model.safetensors."""
     from safetensors.torch import save_file

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dreamkit.metrics.judge import IMAGE_SIZE, VIEWS, Judge
+from dreamkit.metrics.judge import IMAGE_SIZE, VIEWS, Judge, level_views
 from dreamkit.scenes.cameras import view_name
 
 _LUMA = (0.2126, 0.7152, 0.0722)
@@ -76,8 +76,7 @@ def contrast(
 @torch.no_grad()
 def looks_front(judge: Judge, images: Tensor) -> Tensor:
     """Whether each of [B, 3, H, W] views at a moderate elevation looks like a front to the judge, [B] booleans."""
-    _, views = judge.verdicts(images)
-    return views[:, :3].argmax(dim=-1) == VIEWS.index("front")
+    return level_views(judge.verdicts(images)[1]) == VIEWS.index("front")
 
 
 @torch.no_grad()
@@ -91,7 +90,7 @@ def view_agreement(judge: Judge, images: Tensor) -> float:
         judge: who names the views (front, side or back; overhead is no answer at a moderate elevation).
         images: [B, 3, H, W] views at B equal steps of a turn.
     """
-    judged = judge.verdicts(images)[1][:, :3].argmax(dim=-1)
+    judged = level_views(judge.verdicts(images)[1])
     names = [view_name(360 * index / len(images), 0.0).removesuffix(" view") for index in range(len(images))]
     true = torch.tensor([VIEWS.index(name) for name in names])
     return max(float((judged == true.roll(turn)).float().mean()) for turn in range(len(images)))

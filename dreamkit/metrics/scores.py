@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamkit.metrics.judge import COMPOSITIONS, VIEWS, Judge
+from dreamkit.metrics.judge import COMPOSITIONS, VIEWS, Judge, level_views
 from dreamkit.toyworld.captions import COLOURS, FRONTED, OBJECTS, SYNONYMS
 
 FRONT_ARC = 60.0
@@ -80,7 +80,6 @@ def score_views(judge: Judge, images: Tensor, azimuths: Tensor, prompt: str) -> 
         scores["r_precision"] = scores["object"]
     if target.name in FRONTED:
         away = (torch.remainder(azimuths + 180, 360) - 180).abs() > FRONT_ARC
-        # Elevations are known to be moderate: overhead is no answer.
-        looks_front = view_logits[:, :3].argmax(dim=-1) == VIEWS.index("front")
+        looks_front = level_views(view_logits) == VIEWS.index("front")
         scores["janus"] = share(looks_front[away].tolist()) if bool(away.any()) else None
     return scores

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +22,17 @@ KINDS = ("toyworld", "sd15", "sd21", "sdxl", "deepfloyd")
 ROWS = 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def teacher_of(checkpoint: Callable[[str], Path]) -> Callable[[str], NetworkTeacher]:
-    """A tiny teacher of a kind. One for all tests: what a critic does to it must not matter."""
-    made: dict[str, NetworkTeacher] = {}
-
-    def get(kind: str) -> NetworkTeacher:
-        if kind not in made:
-            teacher = load_teacher(str(checkpoint(kind)), "cpu")
-            assert isinstance(teacher, NetworkTeacher)
-            made[kind] = teacher
-        return made[kind]
-
-    return get
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=KINDS)
-def teacher(request: pytest.FixtureRequest, teacher_of: Callable[[str], NetworkTeacher]) -> NetworkTeacher:
-    return teacher_of(request.param)
+def teacher(request: pytest.FixtureRequest, tiny_teacher: Callable[[str], NetworkTeacher]) -> NetworkTeacher:
+    return tiny_teacher(request.param)
 
 
 @pytest.fixture
-def toy(teacher_of: Callable[[str], NetworkTeacher]) -> NetworkTeacher:
-    return teacher_of("toyworld")
+def toy(tiny_teacher: Callable[[str], NetworkTeacher]) -> NetworkTeacher:
+    return tiny_teacher("toyworld")
 
 
 def samples(teacher: NetworkTeacher, seed: int = 0, rows: int = ROWS) -> Tensor:
@@ -151,8 +130,8 @@ def test_adapters_learn_what_the_generator_makes(teacher: NetworkTeacher) -> Non
 
 
 @pytest.mark.parametrize("name", ["toyworld", "sd21"])
-def test_a_copy_learns_what_the_generator_makes(name: str, teacher_of: Callable[[str], NetworkTeacher]) -> None:
-    teacher = teacher_of(name)
+def test_a_copy_learns_what_the_generator_makes(name: str, tiny_teacher: Callable[[str], NetworkTeacher]) -> None:
+    teacher = tiny_teacher(name)
     critic = NetworkCritic(teacher, config("copy", 5e-3))
     first = error(critic, teacher)
     train(critic, teacher, 20)
@@ -174,9 +153,9 @@ def test_its_loss_is_the_noise_prediction_error(teacher: NetworkTeacher) -> None
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_it_learns_from_where_a_view_was_seen(teacher_of: Callable[[str], NetworkTeacher]) -> None:
+def test_it_learns_from_where_a_view_was_seen(tiny_teacher: Callable[[str], NetworkTeacher]) -> None:
     """A network that takes no pose is given one: of two views that differ, it errs less about each from its own."""
-    teacher = teacher_of("sd15")
+    teacher = tiny_teacher("sd15")
     critic = NetworkCritic(teacher, config("copy", 3e-3, camera_dropout=0.0))
     x = torch.cat([torch.full((4, *teacher.sample_shape), value) for value in (-1.0, 1.0)])
     camera = torch.cat([poses(1, 1).expand(4, -1), poses(2, 1).expand(4, -1)])
@@ -370,13 +349,13 @@ def test_a_fresh_state_resets_one_that_has_learned(toy: NetworkTeacher) -> None:
     assert same(new.state(), used.state())
 
 
-def test_another_critics_state_is_refused(toy: NetworkTeacher, teacher_of: Callable[[str], NetworkTeacher]) -> None:
+def test_another_critics_state_is_refused(toy: NetworkTeacher, tiny_teacher: Callable[[str], NetworkTeacher]) -> None:
     critic = NetworkCritic(toy, config())
     kept = critic.state()
     wrong = {
         "rank": NetworkCritic(toy, config(rank=2)).state(),
         "kind": NetworkCritic(toy, config("copy")).state(),
-        "teacher": NetworkCritic(teacher_of("sd15"), config()).state(),
+        "teacher": NetworkCritic(tiny_teacher("sd15"), config()).state(),
         "nothing": {},
         "a part": dict(list(kept.items())[:-1]),
     }

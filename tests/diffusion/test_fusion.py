@@ -1,8 +1,7 @@
 """Pictures as prompts: attention fused with a reference's, in every network that has self-attention."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from dreamkit.diffusion.condition import Condition
 from dreamkit.diffusion.fusion import SELF_ATTENTION, fused_references, reference_rows
-from dreamkit.diffusion.loading import load_teacher
 from dreamkit.diffusion.network_teacher import NetworkTeacher
 from dreamkit.diffusion.teacher import Query
 from dreamkit.errors import TeacherError
@@ -20,30 +18,12 @@ KINDS = ("toyworld", "sd15", "sd21", "sdxl")
 ROWS = 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def teacher_of(checkpoint: Callable[[str], Path]) -> Callable[[str], NetworkTeacher]:
-    made: dict[str, NetworkTeacher] = {}
-
-    def get(kind: str) -> NetworkTeacher:
-        if kind not in made:
-            made[kind] = load_teacher(str(checkpoint(kind)), "cpu")
-        return made[kind]
-
-    return get
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=KINDS)
-def teacher(request: pytest.FixtureRequest, teacher_of: Callable[[str], NetworkTeacher]) -> NetworkTeacher:
-    return teacher_of(request.param)
+def teacher(request: pytest.FixtureRequest, tiny_teacher: Callable[[str], NetworkTeacher]) -> NetworkTeacher:
+    return tiny_teacher(request.param)
 
 
 def samples(teacher: NetworkTeacher, seed: int = 0) -> Tensor:
@@ -115,9 +95,9 @@ def test_a_reference_of_another_shape(teacher: NetworkTeacher) -> None:
         teacher.predict_all([query(teacher, samples(teacher)[:1])])
 
 
-def test_a_network_without_self_attention_says_so(teacher_of: Callable[[str], NetworkTeacher]) -> None:
+def test_a_network_without_self_attention_says_so(tiny_teacher: Callable[[str], NetworkTeacher]) -> None:
     """DeepFloyd's attention layers mix text and picture, and are called otherwise."""
-    teacher = teacher_of("deepfloyd")
+    teacher = tiny_teacher("deepfloyd")
     with pytest.raises(TeacherError, match="self-attention"):
         teacher.predict_all([query(teacher, samples(teacher, 4))])
     teacher.predict_all([query(teacher)])

@@ -1,14 +1,8 @@
-"""What all tests of objectives share: one thread, for samples this small are slower with more."""
-
-from collections.abc import Iterator
+"""What all tests of objectives share."""
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def run_on_one_thread(one_thread: None) -> None:
+    """All of them."""
