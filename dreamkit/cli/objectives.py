@@ -35,13 +35,13 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Objectives, "objectives", arguments)
     from dreamkit.objectives import objective_class, objective_names
     from dreamkit.objectives.describe import describe
-    from dreamkit.training.presets import preset
+    from dreamkit.training.presets import tuned_options
 
     names = objective_names()
     if command.name:
         require_choice("The objective", command.name, names)
     told = {
-        name: describe(objective_class(name)) | {"preset": dict(preset("draft", name).objective_options)}
+        name: describe(objective_class(name)) | {"preset": list(tuned_options(name))}
         for name in names
         if command.name in ("", name)
     }
@@ -62,5 +62,5 @@ def _print_one(name: str, about: dict[str, Any]) -> None:
         print(f"  {option:<{width}}  {text} (default: {default})")
     if about["preset"]:
         print("\nWith the embedded teacher the presets set:")
-        print_rows(about["preset"])
+        print("\n".join(f"  {option}" for option in about["preset"]))
     print(f'\ndreamkit generate "a red mug" --objective {name} --option NAME=VALUE')

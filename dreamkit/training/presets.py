@@ -19,16 +19,46 @@ from dreamkit.training.settings import SceneSettings, field_name, from_plain
 PRESETS = ("draft", "standard", "high")
 
 # Noise falls from nearly all to a little.
-_TOY_LEVELS = {"level": [0.0, 0.94, 0.04, 1.0], "jitter": 0.03}
-_TOY: dict[str, dict[str, Any]] = {
-    "sds": {"guidance": 6.0, "weighting": "sigma_ratio", "timesteps": _TOY_LEVELS},
+_TOY_LEVELS = "timesteps={level: [0, 0.94, 0.04, 1], jitter: 0.03}"
+# What has no pull back to the data (a classifier alone) exaggerates for as long as colours may move.
+_COOLING = "gaussians.colors_rate=[0, 0.05, 0.005, 1, exponential]"
+_TOY: dict[str, tuple[str, ...]] = {
+    "sds": ("guidance=6", "weighting=sigma_ratio", _TOY_LEVELS),
+    "sjc": ("guidance=6", _TOY_LEVELS),
+    "nfsd": ("guidance=3", "weighting=sigma_ratio", _TOY_LEVELS, _COOLING),
+    "csd": ("timesteps={level: [0, 0.94, 0.3, 1], jitter: 0.03}", _COOLING),
+    "csm": ("timesteps={level: [0, 0.94, 0.3, 1], jitter: 0.03}", _COOLING),
+    "vsd": ("guidance=2", "weighting=sigma_ratio", _TOY_LEVELS, "critic.rate=3e-4"),
+    "esd": (
+        *("guidance=1", "lambda=1", "weighting=sigma_ratio", _TOY_LEVELS),
+        *("critic.rate=3e-3", "critic.camera_dropout=0.5"),
+    ),
+    "cds": ("guidance=6", "weighting=sigma_ratio"),
+    "ism": ("guidance=3", _TOY_LEVELS),
+    "tsm": ("guidance=3", _TOY_LEVELS),
+    "asd": ("guidance=2", "weighting=sigma_ratio", _TOY_LEVELS, _COOLING),
+    "bsd": ("guidance=6", "weighting=sigma_ratio", _TOY_LEVELS),
+    "dds": ("guidance=6", "weighting=sigma_ratio", _TOY_LEVELS),
+    "sdi": (
+        *("guidance=6", "timesteps={level: [0, 0.94, 0.25, 1], jitter: 0.03}"),
+        *("inversion_guidance=-6", "inversion_steps=3"),
+    ),
 }
 # High guidance, and never close to t = 0, where a latent teacher's gradients are noise.
-_GENERAL_LEVELS = {"level": [0.0, 0.90, 0.30, 1.0], "jitter": 0.10}
-_GENERAL: dict[str, dict[str, Any]] = {
-    "sds": {"guidance": 50.0, "weighting": "sigma_squared", "timesteps": _GENERAL_LEVELS},
+_GENERAL: dict[str, tuple[str, ...]] = {
+    "sds": ("guidance=50", "weighting=sigma_squared", "timesteps={level: [0, 0.90, 0.30, 1], jitter: 0.10}"),
 }
 """Objective -> options; an objective without an entry runs with its paper's, which are its own defaults."""
+
+
+def tuned_options(objective: str, toy: bool = True) -> tuple[str, ...]:
+    """What the presets change about an objective and its run, as NAME=VALUE options.
+
+    Args:
+        objective: registered name.
+        toy: whether the teacher is one of the toy world.
+    """
+    return (_TOY if toy else _GENERAL).get(objective, ())
 
 
 def preset(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
@@ -46,13 +76,13 @@ def preset(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings
     base = SceneSettings(
         prompt="",
         objective=objective,
-        objective_options=(_TOY if toy else _GENERAL).get(objective, {}),
         gaussians=GaussianConfig(count=2000, background="neutral"),
         density=DensityConfig(max_count=4000),
         steps=250,
         views=4,
         resolution=64,
     )
+    base = with_options(base, tuned_options(objective, toy))
     if not toy:
         base = replace(base, resolution=128, steps=1000, cameras=CameraSampler(elevation_range=(-10.0, 45.0)))
     scaled: dict[str, dict[str, Any]] = {
@@ -98,6 +128,9 @@ def with_options(settings: SceneSettings, options: Sequence[str]) -> SceneSettin
         if not separator or not all(path):
             raise ConfigError(f"The option {option!r} is not of the form NAME=VALUE.", "For example: guidance=7.5")
         if path[0] in objective:
+            if len(path) > 1:  # one field of an option changes: the others stay as the objective has them
+                given = content["objective_options"]
+                given.setdefault(path[0], plain(getattr(objective_class(settings.objective)(), path[0])))
             path = ["objective_options", *path]
         elif path[0] not in own:
             known = nearest_first(path[0], objective | own)

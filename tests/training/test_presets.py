@@ -1,5 +1,6 @@
 """Options by NAME=VALUE over a preset, and presets for every objective."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from dreamkit.training.settings import SceneSettings
 
 
 def changed(*options: str, objective: str = "esd") -> SceneSettings:
-    return with_options(preset("draft", objective), options)
+    return with_options(SceneSettings("a red mug", objective=objective), options)
 
 
 def made(*options: str, objective: str = "esd") -> Any:
@@ -38,7 +39,7 @@ class TestOptionsOfTheObjective:
             ("timesteps=dreamtime", "timesteps", NAMED["dreamtime"]),
             ("timesteps={level: 0.5, jitter: 0.3}", "timesteps",
              TimestepSchedule(Schedule.constant(0.5), Schedule.constant(0.3))),
-            ("timesteps.t_min=0.1", "timesteps", TimestepSchedule(t_min=0.1)),
+            ("timesteps.t_min=0.1", "timesteps", replace(NAMED["two_phase"], t_min=0.1)),
         ],
     )  # fmt: skip
     def test_each_form(self, option: str, field: str, value: Any) -> None:
@@ -46,12 +47,13 @@ class TestOptionsOfTheObjective:
 
     def test_deeper_ones_add_up(self) -> None:
         levels = made("timesteps.t_min=0.1", "timesteps.t_max=0.9", "timesteps.level=[0, 0.9, 0.2, 1]").timesteps
-        assert levels == TimestepSchedule(Schedule(0, 0.9, 0.2, 1), t_min=0.1, t_max=0.9)
+        assert levels == replace(NAMED["two_phase"], level=Schedule(0, 0.9, 0.2, 1), t_min=0.1, t_max=0.9)
 
     def test_they_add_to_the_presets_own(self) -> None:
         """SDS's preset has noise levels of its own, of which one field changes."""
-        plain, one = made(objective="sds").timesteps, made("timesteps.t_min=0.1", objective="sds").timesteps
-        assert one.level == plain.level
+        base = preset("draft", "sds")
+        plain, one = (make_objective(with_options(base, given)).timesteps for given in ((), ("timesteps.t_min=0.1",)))
+        assert one.level == plain.level != NAMED["uniform"].level
         assert (one.t_min, plain.t_min) == (0.1, 0.02)
 
     def test_a_later_one_wins(self) -> None:
@@ -86,7 +88,7 @@ class TestOptionsOfTheRun:
         assert (settings.critic.rank, settings.critic.kind) == (16, "copy")
         assert settings.critic.rate == Schedule(0, 1e-3, 1e-4, 1)
         assert settings.gaussians.count == 50
-        assert settings.gaussians.background == preset("draft").gaussians.background  # the others stay
+        assert settings.gaussians.means_rate == SceneSettings("").gaussians.means_rate  # the others stay
 
     def test_nothing_changes_nothing(self) -> None:
         assert with_options(preset("high", "vsd"), []) == preset("high", "vsd")
