@@ -27,6 +27,8 @@ from dreamkit.objectives import (
 )
 from dreamkit.objectives.base import Weighting, clip_pixels, weight
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def plain_context(step: int = 0, total: int = 100, seed: int = 0, run_seed: int = 0) -> ObjectiveContext:
     """A context for what needs no teacher."""

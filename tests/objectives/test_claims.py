@@ -20,6 +20,8 @@ from dreamkit.diffusion.teacher import Query
 from dreamkit.objectives import TimestepSchedule, objective_class, surrogate_loss
 from dreamkit.objectives.balanced import least_norm_share
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ONE = (1, 1, 1)  # samples of one number
 
 

@@ -11,6 +11,8 @@ from dreamkit.diffusion.loading import load_teacher
 from dreamkit.diffusion.network_teacher import NetworkTeacher
 from dreamkit.objectives import objective_class, objective_names
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = ("toyworld", "sd15", "sd21", "sdxl")
 DETERMINISTIC = {"csm", "ism", "sdi", "tsm"}  # they draw nothing but the level
 

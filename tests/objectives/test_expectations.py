@@ -16,6 +16,8 @@ from dreamkit.diffusion.exact import ExactTeacher, Mixture
 from dreamkit.diffusion.guidance import Repulsion
 from dreamkit.objectives import Source
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROWS = 6000
 MU_Y, MU_N, MU_0, V = 0.4, -0.1, 0.1, 0.25  # the defaults of `gaussians`
 X, SOURCE, SCALE = 0.8, 0.3, 2.0

@@ -10,6 +10,8 @@ from dreamkit.objectives import objective_class, objective_names
 from dreamkit.training.scene import make_objective
 from dreamkit.training.settings import SceneSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COMMON: list[dict[str, Any]] = [
     {"guidance": -1.0},
     {"guidance": [0.0, 7.5, -1.0, 1.0]},

@@ -13,6 +13,8 @@ from contract import Case, ObjectiveContract
 from dreamkit.errors import ConfigError
 from dreamkit.objectives import Objective, objective_class, objective_names, registry
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PLUGIN = '''
 """Everything that a method of one's own takes."""
 

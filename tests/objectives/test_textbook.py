@@ -16,6 +16,8 @@ from dreamkit.diffusion.guidance import from_delta_convention
 from dreamkit.diffusion.schedule import NoiseSchedule
 from dreamkit.objectives import Source, objective_names
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LEVELS = (0.12, 0.35, 0.6, 0.85)  # one is below NFSD's boundary of 0.2
 AZIMUTHS = (0.0, 180.0, 170.0, -20.0)  # two views
 ROWS, SHAPE = len(LEVELS), (1, 2, 2)

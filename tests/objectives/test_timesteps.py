@@ -17,6 +17,8 @@ from dreamkit.errors import ConfigError
 from dreamkit.objectives import ObjectiveContext, TimestepSchedule
 from dreamkit.objectives.timesteps import NAMED, dreamtime_level
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def flat(level: float, jitter: float) -> TimestepSchedule:
     return TimestepSchedule(Schedule.constant(level), Schedule.constant(jitter))
