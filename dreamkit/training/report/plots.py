@@ -15,7 +15,7 @@ COLOURS = (
 """A colour an objective, of middle lightness: legible on white and on black."""
 _INK = "#010203"
 """Stands for the text's colour until the page is known."""
-_BAR = 0.34  # height of a bar, in rows
+_BARS = 0.75  # height of an objective's bars together, in rows
 _LABEL_LENGTH = 26
 _SHIFTS = (0, 2, -2, 4, -4, 6, -6, 8, -8, 10, -10)
 """Where a mark's name may stand, points above the mark."""
@@ -96,14 +96,14 @@ def bars(summary: Sequence[Row], name: str, title: str, high: float | None = Non
     modes = list(dict.fromkeys(row["mode"] for row in summary))
     palette = colours(labels)
     with _axes(f"bars {name}", 0.9 + 0.19 * len(labels) * (len(modes) + 0.5)) as (figure, axes):
-        step = _BAR if len(modes) > 1 else 0.0
+        step = _BARS / len(modes)
         for row in summary:
             if row[name] is None:
                 continue
-            at = labels.index(row["objective"]) + step * (modes.index(row["mode"]) - (len(modes) - 1) / 2) * 1.1
+            at = labels.index(row["objective"]) + step * (modes.index(row["mode"]) - (len(modes) - 1) / 2)
             colour = palette[row["objective"]]
             face = colour if row["mode"] == "camera" else "none"
-            axes.barh(at, row[name], _BAR if step else 0.6, color=face, edgecolor=colour, linewidth=1.5)
+            axes.barh(at, row[name], 0.9 * step, color=face, edgecolor=colour, linewidth=1.5)
             axes.annotate(
                 f"{row[name]:.2f}", (row[name], at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
             )
