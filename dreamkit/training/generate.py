@@ -132,9 +132,10 @@ def generate(options: GenerateOptions, callbacks: Sequence[Callback] = ()) -> Ge
     teacher = teacher_of(settings)
     settings = settings_for(options, toy=teacher.supports_camera)
     warnings = check_prompt(teacher, settings.prompt)
+    trainer = SceneTrainer(settings, teacher, reference_picture(settings))
     run = Run.create(options.out, slug(settings.prompt), settings.objective, settings)
     with run.lock():
-        return _run(run, settings, teacher, callbacks, warnings, started)
+        return _run(run, trainer, callbacks, warnings, started)
 
 
 def resume(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outputs") -> GenerateResult:
@@ -154,13 +155,13 @@ def resume(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outpu
         settings = settings_from_config(run.config)
         CallbackList(callbacks).on_stage("loading the teacher", None)
         teacher = teacher_of(settings)
-        return _run(run, settings, teacher, callbacks, check_prompt(teacher, settings.prompt), started)
+        trainer = SceneTrainer(settings, teacher, reference_picture(settings))
+        return _run(run, trainer, callbacks, check_prompt(teacher, settings.prompt), started)
 
 
 def _run(
     run: Run,
-    settings: SceneSettings,
-    teacher: Teacher,
+    trainer: SceneTrainer,
     callbacks: Sequence[Callback],
     warnings: list[str],
     started: float,
@@ -169,7 +170,7 @@ def _run(
     writers = [LogWriter(run.log_file), MetricsWriter(run.metrics_file, stage=OPTIMISING)]
     listeners = CallbackList([*callbacks, *writers])
     listeners.on_run(run.path)
-    trainer = SceneTrainer(settings, teacher, reference_picture(settings))
+    settings = trainer.settings
     warnings = warnings + restore(trainer, run)
     for warning in warnings:
         listeners.on_message("warning", warning)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamkit.errors import CheckpointError, ConfigError, DreamkitError, PromptError, RunError, TeacherError
+from dreamkit.errors import CheckpointError, ConfigError, DreamkitError, PromptError, RunError, SceneError, TeacherError
 from dreamkit.files import read_jsonl
 from dreamkit.metrics import judge
 from dreamkit.metrics.judge import Judge, JudgeNetwork
@@ -27,6 +27,7 @@ from dreamkit.training.generate import GenerateOptions, GenerateResult
 from dreamkit.training.presets import preset
 from dreamkit.training.settings import SceneSettings
 
+PICTURE = Path(__file__).parents[2] / "assets" / "heldout-draft.png"
 KINDS = ("toyworld", "sd15", "sd21", "sdxl", "deepfloyd")
 SCORES = {"r_precision", "object", "colour", "janus"}
 CheckpointMaker = Callable[[str], Path]
@@ -399,6 +400,8 @@ class TestBadInput:
             ({"prompt": "\N{SNOWMAN}"}, PromptError),
             ({"teacher": "/nowhere/at/all"}, TeacherError),
             ({"device": "abacus"}, TeacherError),
+            ({"options": ("reference=nowhere.png",), "objective": "csm"}, SceneError),
+            ({"options": (f"reference={PICTURE}",)}, TeacherError),  # sds reads none
         ],
         ids=str,
     )
