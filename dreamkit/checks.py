@@ -62,3 +62,30 @@ def require_number(option: str, value: float | None, minimum: float, maximum: fl
     if not math.isfinite(value) or not minimum <= value <= maximum:
         limits = f"at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
         raise ConfigError(f"{option} is {value!r}.", f"It must be a finite number {limits}.")
+
+
+def require(what: str, holds: bool, value: object, wanted: str) -> None:
+    """Check a condition on a setting; one that NaN enters does not hold.
+
+    Args:
+        what: the setting in words, e.g. "The scene's count".
+        holds: whether it may be so.
+        value: what was given.
+        wanted: what would do.
+
+    Raises:
+        ConfigError: it does not hold.
+    """
+    if not holds:
+        raise ConfigError(f"{what} is {value}.", f"Use {wanted}.")
+
+
+def one_of(what: str, value: object, known: Iterable[object]) -> None:
+    """Check that a setting is among the known values.
+
+    Raises:
+        ConfigError: it is none of them; the message lists them.
+    """
+    choices = list(known)
+    if value not in choices:
+        raise ConfigError(f"{what} {value!r} is not known.", f"Use one of {', '.join(map(str, choices))}.")

@@ -73,6 +73,7 @@ void define(nb::module_& module, const char* name, Result (*function)(Arguments.
 void bind_adam(nb::module_& module);
 void bind_gaussian_rasterize(nb::module_& module);
 void bind_hash_grid(nb::module_& module);
+void bind_mesh_rasterize(nb::module_& module);
 void bind_modulate(nb::module_& module);
 void bind_noise_residual(nb::module_& module);
 void bind_ssim(nb::module_& module);

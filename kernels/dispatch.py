@@ -23,6 +23,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "adam": ("reference", "native", "triton"),
     "gaussian_rasterize": ("reference", "native", "gsplat", "triton"),
     "hash_grid": ("reference", "native", "triton"),
+    "mesh_rasterize": ("reference", "native", "triton"),
     "modulate": ("reference", "native", "triton"),
     "noise_residual": ("reference", "native", "triton"),
     "ssim": ("reference", "native", "triton"),

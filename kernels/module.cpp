@@ -10,6 +10,7 @@ NB_MODULE(_native, module) {
   bind_adam(module);
   bind_gaussian_rasterize(module);
   bind_hash_grid(module);
+  bind_mesh_rasterize(module);
   bind_modulate(module);
   bind_noise_residual(module);
   bind_ssim(module);

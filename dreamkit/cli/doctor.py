@@ -23,6 +23,7 @@ PACKAGES = (
     "safetensors",
     "gsplat",
     "trimesh",
+    "xatlas",
     "triton",
     "gradio",
     "viser",

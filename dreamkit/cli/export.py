@@ -23,7 +23,7 @@ class Export:
     run: RunFolder
     """The run folder, or "latest"."""
     format: Annotated[str, tyro.conf.arg(metavar="ply|splat|glb|obj")] = "glb"
-    """ply, splat: Gaussians for a splat viewer; glb, obj: a mesh with vertex colours."""
+    """ply, splat: Gaussians for a splat viewer; glb, obj: a mesh with vertex colours or a texture."""
     out: Folder = "outputs"
     """Where "latest" looks."""
     json: bool = False

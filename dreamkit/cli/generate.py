@@ -48,6 +48,9 @@ class Generate:
     """How the teacher's opinion becomes a gradient."""
     scene: Annotated[str, tyro.conf.arg(metavar="NAME")] = "gaussians"
     """What the asset is made of while it is optimised."""
+    stages: Annotated[str, tyro.conf.arg(metavar="SCENE:OBJECTIVE,...")] = ""
+    """Several in a row, each from the scene of the one before, e.g. nerf:sds,mesh:vsd or gaussians:sds,mesh:sds:100
+    (a third part is the steps); replaces --scene and --objective."""
     teacher: TeacherName = "toyworld"
     """The diffusion model to distil: the embedded one, a folder in diffusers layout, or a hub id."""
     negative: Text = ""

@@ -128,6 +128,24 @@ def image_embeddings(judge: Judge, images: Tensor) -> Tensor:
     return judge.network.encode_images(images.float().cpu())[0]
 
 
+def view_variety(embeddings: Tensor) -> float:
+    """How different the sides of one asset are:  mean over pairs of views i != j of  1 - cos(f_i, f_j).
+
+    A judge that names views can't see a face that is smeared all round: it calls every side a side. An asset that looks
+    the same from everywhere has a variety near 0, whatever is on it. After the variety that ESD is measured by (Wang et
+    al., "Taming Mode Collapse in Score Distillation", arXiv 2401.00909), on embeddings instead of class probabilities.
+
+    Args:
+        embeddings: [V, E] of V >= 2 views at equal steps of a turn.
+
+    Returns:
+        A number in [0, 2].
+    """
+    unit = functional.normalize(embeddings.double(), dim=-1)
+    count = len(unit)
+    return float(1 - ((unit @ unit.T).sum() - count) / (count * (count - 1)))
+
+
 def diversity(embeddings: Sequence[Tensor]) -> float | None:
     """How different several assets of one prompt are:  mean over pairs and views of  1 - cos(f_i(view), f_j(view)).
 

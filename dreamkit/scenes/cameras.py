@@ -170,6 +170,11 @@ class Camera:
         return self.camera_to_world[:, :3, 3]
 
     @property
+    def forward(self) -> Tensor:
+        """[B, 3] unit, where the cameras look."""
+        return -self.camera_to_world[:, :3, 2]
+
+    @property
     def radius(self) -> Tensor:
         """[B] distance to the origin, world units."""
         return self.position.norm(dim=-1)

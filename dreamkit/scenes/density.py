@@ -104,6 +104,11 @@ class DensityChange:
     count: int = 0
     """Gaussians after it."""
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the log."""
+        return {"gaussians": float(self.count)}
+
 
 class DensityControl:
     """Collects gradients over the steps and changes the scene's Gaussians, with their optimisers, in place.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from dreamkit.checks import one_of, require
 from dreamkit.config import Schedule
-from dreamkit.errors import ConfigError
 from dreamkit.scenes.rendering import BackgroundMode
 
 Initialisation = Literal["sphere", "points", "shape"]
@@ -85,35 +84,32 @@ class GaussianConfig:
         for name in _SCHEDULES:
             object.__setattr__(self, name, Schedule.parse(getattr(self, name)))
             schedule: Schedule = getattr(self, name)
-            _require(min(schedule.start_value, schedule.end_value) >= 0, name, schedule.data(), "no value below 0")
+            require(
+                f"The scene's {name}",
+                min(schedule.start_value, schedule.end_value) >= 0,
+                schedule.data(),
+                "no value below 0",
+            )
         object.__setattr__(self, "adam_betas", tuple(self.adam_betas))
-        _require(self.count >= 1, "count", self.count, "at least 1")
-        _one_of(self.initialisation, "initialisation", get_args(Initialisation))
-        _one_of(self.background, "background", get_args(BackgroundMode))
-        _one_of(self.sh_degree, "sh_degree", (None, 0, 1, 2, 3))
+        require("The scene's count", self.count >= 1, self.count, "at least 1")
+        one_of("The scene's initialisation", self.initialisation, get_args(Initialisation))
+        one_of("The scene's background", self.background, get_args(BackgroundMode))
+        one_of("The scene's sh_degree", self.sh_degree, (None, 0, 1, 2, 3))
         for name in ("initial_radius", "initial_scale", "size_limit", "adam_epsilon"):
-            _require(0 < getattr(self, name) < 1e6, name, getattr(self, name), "a positive number")
-        _require(0 < self.initial_opacity < 1, "initial_opacity", self.initial_opacity, "above 0 and below 1")
-        _require(0 <= self.initial_color <= 1, "initial_color", self.initial_color, "0 to 1")
-        _require(0 <= self.initial_color_noise <= 1, "initial_color_noise", self.initial_color_noise, "0 to 1")
-        _require(0 < self.flatness <= 1, "flatness", self.flatness, "above 0, at most 1")
-        _require(self.needle_limit >= 1, "needle_limit", self.needle_limit, "at least 1")
-        _require(
+            value = getattr(self, name)
+            require(f"The scene's {name}", 0 < value < 1e6, value, "a positive number")
+        require(
+            "The scene's initial_opacity", 0 < self.initial_opacity < 1, self.initial_opacity, "above 0 and below 1"
+        )
+        require("The scene's initial_color", 0 <= self.initial_color <= 1, self.initial_color, "0 to 1")
+        require(
+            "The scene's initial_color_noise", 0 <= self.initial_color_noise <= 1, self.initial_color_noise, "0 to 1"
+        )
+        require("The scene's flatness", 0 < self.flatness <= 1, self.flatness, "above 0, at most 1")
+        require("The scene's needle_limit", self.needle_limit >= 1, self.needle_limit, "at least 1")
+        require(
+            "The scene's adam_betas",
             len(self.adam_betas) == 2 and all(0 <= beta < 1 for beta in self.adam_betas),
-            "adam_betas",
             self.adam_betas,
             "two numbers from 0 to below 1",
         )
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    """Raise a ConfigError that names the option unless the condition holds (NaN never does)."""
-    if not holds:
-        raise ConfigError(f"The scene's {name} is {value}.", f"Use {wanted}.")
-
-
-def _one_of(value: object, name: str, known: Iterable[object]) -> None:
-    """Raise a ConfigError that lists what is known unless `value` is among it."""
-    choices = list(known)
-    if value not in choices:
-        raise ConfigError(f"The scene's {name} {value!r} is not known.", f"Use one of {', '.join(map(str, choices))}.")

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from dreamkit.config import Schedule
 from dreamkit.errors import CheckpointError
 from dreamkit.scenes import initialisation, regularisers
 from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.rendering import Rendering, background_colors, check_backend, expand_background
+from dreamkit.scenes.trainable import Moment, TrainableScene
 
 __all__ = ["SH_C0", "GaussianConfig", "GaussianScene", "Rendering", "color_parameters"]
 
@@ -35,7 +37,7 @@ _RATES = {
 }
 
 
-class GaussianScene:
+class GaussianScene(TrainableScene):
     """N Gaussians that can be rendered, trained, changed in number, saved and loaded exactly.
 
     Args:
@@ -113,11 +115,6 @@ class GaussianScene:
         return len(self._parameters["means"])
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self._parameters["means"].device
-
-    @property
     def means(self) -> Tensor:
         """[N, 3] centres, world units."""
         return self._parameters["means"]
@@ -170,10 +167,6 @@ class GaussianScene:
         """
         self._parameters = {name: parameters[name] for name in self._parameters}
 
-    def backgrounds(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """[n, 3] background colours in the mode of the config; random needs the generator, else it is gray."""
-        return background_colors(self.config.background, n, generator, self.device)
-
     def render(self, cameras: Camera, background: Tensor | None = None) -> Rendering:
         """Render the scene, differentiable in every parameter.
 
@@ -195,7 +188,9 @@ class GaussianScene:
         )
 
         cameras = cameras.to(self.device)
-        behind = self.backgrounds(len(cameras)) if background is None else background.to(self.device)
+        if background is None:
+            background = background_colors(self.config.background, len(cameras))
+        behind = expand_background(background.to(self.device), len(cameras))
         gaussians = Gaussians(
             means=self.means,
             quaternions=self._parameters["quaternions"],
@@ -211,7 +206,7 @@ class GaussianScene:
             near=cameras.near,
             far=cameras.far,
         )
-        settings = Settings(background=expand_background(behind, len(cameras)), antialiased=self.config.antialiased)
+        settings = Settings(background=behind, antialiased=self.config.antialiased)
         result = rasterize(gaussians, view, settings)
         image = result.image.permute(0, 3, 1, 2)
         # Harmonics may add up to more than white. Clamp what is seen, but let the gradient through: a saturated
@@ -225,48 +220,17 @@ class GaussianScene:
             info=result,
         )
 
-    def make_optimizers(self, config: GaussianConfig | None = None) -> dict[str, torch.optim.Adam]:
-        """One Adam a parameter, at the rates of the run's start; the scene remembers them.
+    def rate(self, name: str) -> Schedule:
+        """Learning rate of a parameter."""
+        schedule: Schedule = getattr(self.config, _RATES[name])
+        return schedule
 
-        Args:
-            config: where the rates come from, the scene's own by default.
-
-        Returns:
-            The optimisers by parameter name (also `scene.optimizers`), so that density control can edit each.
-        """
-        config = config or self.config
-        self.optimizers = {
-            name: torch.optim.Adam(
-                [parameter],
-                lr=getattr(config, _RATES[name]).at(0.0, 1),
-                betas=config.adam_betas,
-                eps=config.adam_epsilon,
-            )
-            for name, parameter in self._parameters.items()
-        }
-        return self.optimizers
-
-    def set_learning_rates(self, progress: float, total_steps: int | None = None) -> dict[str, float]:
-        """Move every learning rate along its schedule.
-
-        Args:
-            progress: how much of the run is done, 0 to 1.
-            total_steps: the length of the run; needed by schedules in steps.
-
-        Returns:
-            The rates by parameter name.
-        """
-        rates = {name: getattr(self.config, _RATES[name]).at(progress, total_steps) for name in self.optimizers}
-        for name, optimizer in self.optimizers.items():
-            optimizer.param_groups[0]["lr"] = rates[name]
-        return rates
-
-    def regularisers(self, progress: float = 0.0, total_steps: int | None = None) -> dict[str, Tensor]:
+    def penalties(self, rendering: Rendering, moment: Moment) -> dict[str, Tensor]:
         """The penalties of the config, each times its weight, for adding to a loss. Weights of 0 are left out.
 
         Args:
-            progress: how much of the run is done, 0 to 1.
-            total_steps: the length of the run; needed by schedules in steps.
+            rendering: not needed: Gaussians are judged by themselves.
+            moment: when in the run.
 
         Returns:
             Weighted scalars by name: sparsity, entropy, size, needle (formulas in `regularisers`).
@@ -282,9 +246,7 @@ class GaussianScene:
                 lambda: regularisers.scale_anisotropy(log_scales, config.needle_limit),
             ),
         }
-        weighted = {
-            name: (schedule.at(progress, total_steps), penalty) for name, (schedule, penalty) in penalties.items()
-        }
+        weighted = {name: (moment.value(schedule), penalty) for name, (schedule, penalty) in penalties.items()}
         return {name: weight * penalty() for name, (weight, penalty) in weighted.items() if weight != 0}
 
     def to(self, device: torch.device | str) -> GaussianScene:
@@ -309,37 +271,6 @@ class GaussianScene:
             name: nn.Parameter(state[name].detach().clone()) for name in _parameter_shapes(self.config.sh_degree)
         }
         self.optimizers = {}
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """A copy of the optimisers' moments and step counts, flat: "<parameter>.<quantity>"."""
-        tensors: dict[str, Tensor] = {}
-        for name, optimizer in self.optimizers.items():
-            for quantity, value in optimizer.state.get(self._parameters[name], {}).items():
-                tensors[f"{name}.{quantity}"] = value.detach().clone()
-        return tensors
-
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `optimizer_state` returned; `make_optimizers` comes first.
-
-        Args:
-            tensors: the flat state.
-
-        Raises:
-            CheckpointError: it belongs to other parameters or another N.
-        """
-        for name, optimizer in self.optimizers.items():
-            parameter = self._parameters[name]
-            prefix = f"{name}."
-            own = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
-            for quantity, value in own.items():
-                if value.ndim > 0 and value.shape != parameter.shape:
-                    raise CheckpointError(
-                        f"The optimiser's {prefix}{quantity} has shape {tuple(value.shape)}, the scene's "
-                        f"{name} {tuple(parameter.shape)}.",
-                        "The checkpoint is of another scene: use an earlier one.",
-                    )
-            if own:
-                optimizer.state[parameter] = {key: value.detach().clone() for key, value in own.items()}
 
 
 def color_parameters(

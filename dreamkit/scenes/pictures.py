@@ -1,9 +1,9 @@
-"""Pictures of a scene for people: a turntable video, a contact sheet, a PNG. Each file is written atomically."""
+"""Pictures of a scene for people: views, a contact sheet, a PNG. Each file is written atomically."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreamkit.errors import SceneError
 from dreamkit.files import atomic_path
-from dreamkit.scenes.cameras import Camera, turntable
+from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.rendering import Scene
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def save_image(
     """
     if image.ndim != 3:
         raise SceneError(f"An image of shape {tuple(image.shape)} is not one picture.", "Use [3, H, W].")
-    _save_png(_pillow(to_bytes(image)), path)
+    _save_png(pillow_image(to_bytes(image)), path)
 
 
 def contact_sheet(
@@ -107,7 +107,7 @@ def contact_sheet(
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    pictures = [_pillow(to_bytes(image)) for image in images]
+    pictures = [pillow_image(to_bytes(image)) for image in images]
     if not pictures or columns < 1:
         raise SceneError(f"A contact sheet of {len(pictures)} pictures in {columns} columns is empty.", "Use more.")
     if labels is not None and len(labels) != len(pictures):
@@ -151,100 +151,6 @@ def render_views(
         yield from images
 
 
-def turntable_video(
-    scene: Scene,
-    path: Path | str,
-    frames: int = 120,
-    fps: int = 30,
-    size: int = 256,
-    elevation: float = 15.0,
-    radius: float = 3.0,
-    fov_y: float = 40.0,
-    background: Tensor | None = None,
-) -> None:
-    """Write a video of one turn round the scene, starting in front, as mp4 (H.264) that loops smoothly.
-
-    Args:
-        scene: what to look at.
-        path: the .mp4 file to write or replace.
-        frames: pictures in the turn, >= 1.
-        fps: frames a second, >= 1.
-        size: image side in pixels.
-        elevation: degrees.
-        radius: distance to the origin, world units.
-        fov_y: vertical field of view, degrees.
-        background: [3] colour, the scene's own by default.
-
-    Raises:
-        SceneError: a value out of range, or the encoder failed.
-        RunError: the system refused the write.
-    """
-    cameras = turntable(frames, elevation, radius, fov_y, size, size)
-    write_video(render_views(scene, cameras, background), path, fps)
-
-
-def write_video(
-    frames: Iterable[Tensor],  # each [3, H, W] in [0, 1]
-    path: Path | str,
-    fps: int = 30,
-) -> None:
-    """Encode frames as mp4 (H.264, yuv420p: plays everywhere), one at a time; the same frames give the same bytes.
-
-    Args:
-        frames: [3, H, W] in [0, 1], all of one size; odd sizes are extended by their last row or column.
-        path: the .mp4 file to write or replace.
-        fps: frames a second, >= 1.
-
-    Raises:
-        SceneError: no frames, frames of different sizes, `fps` below 1, or the encoder failed.
-        RunError: the system refused the write.
-    """
-    if fps < 1:
-        raise SceneError(f"{fps} frames a second is no video.", "Use at least 1.")
-    iterator = (_even(to_bytes(frame)) for frame in frames)
-    first = next(iterator, None)
-    if first is None:
-        raise SceneError("A video of no frames can't be written.", "Give at least one frame.")
-    with atomic_path(path) as temporary:
-        try:
-            _encode(temporary, first, iterator, fps)
-        except RuntimeError as error:  # imageio-ffmpeg's word for a failed encoder, with its whole log
-            reason = str(error).strip().splitlines()[-1]
-            raise SceneError(f"{path}: the video encoder failed: {reason}.", "Check the disk and ffmpeg.") from error
-
-
-def _encode(path: Path, first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]], fps: int) -> None:
-    """Feed the encoder, one frame after the other."""
-    import imageio_ffmpeg  # type: ignore[import-untyped]
-
-    height, width = first.shape[:2]
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-        output_params=["-crf", "16", "-threads", "1", "-fflags", "+bitexact", "-movflags", "+faststart"],
-    )
-    writer.send(None)
-    try:
-        writer.send(first)
-        for frame in rest:
-            if frame.shape != first.shape:
-                raise SceneError(f"A frame is {frame.shape[:2]}, the first was {first.shape[:2]}.", "Use one size.")
-            writer.send(frame)
-    finally:
-        writer.close()
-
-
-def _even(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Repeat the last row or column where the side is odd: H.264 halves the colour planes."""
-    height, width = pixels.shape[:2]
-    return np.ascontiguousarray(np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
-
-
 def _fitting(text: str, width: int, measure: Callable[[str], float]) -> str:
     """The text, cut with an ellipsis if it is wider than `width` pixels."""
     if measure(text) <= width:
@@ -254,7 +160,7 @@ def _fitting(text: str, width: int, measure: Callable[[str], float]) -> str:
     return text + "…"
 
 
-def _pillow(pixels: NDArray[np.uint8]) -> Image:
+def pillow_image(pixels: NDArray[np.uint8]) -> Image:
     """[H, W, 3] bytes as a pillow image."""
     from PIL import Image
 

@@ -44,8 +44,11 @@ class Scene(Protocol):
         ...
 
 
-def check_backend() -> None:
+def check_backend(operation: str = "gaussian_rasterize") -> None:
     """Make sure that the kernel backend the user asked for (DREAMKIT_BACKEND) exists on this machine.
+
+    Args:
+        operation: the kernel that is needed.
 
     Raises:
         BackendError: an unknown backend, or one that is not available, with the reason.
@@ -53,7 +56,7 @@ def check_backend() -> None:
     from dreamkit_kernels.dispatch import choose_backend
 
     try:
-        choose_backend("gaussian_rasterize", None, torch.zeros(0))
+        choose_backend(operation, None, torch.zeros(0))
     except (ValueError, RuntimeError) as error:
         raise BackendError(str(error), "Unset DREAMKIT_BACKEND, or see `dreamkit doctor`.") from error
 

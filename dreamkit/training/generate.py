@@ -4,26 +4,31 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from dreamkit.diffusion.loading import load_teacher
+from dreamkit.diffusion.loading import load_teacher, resolve_device
 from dreamkit.diffusion.prompts import check_prompt, clean_prompt, slug
 from dreamkit.diffusion.teacher import Teacher
 from dreamkit.errors import CheckpointError, ConfigError, SceneError, TeacherError
 from dreamkit.files import write_error
 from dreamkit.objectives import objective_class
 from dreamkit.runs import Run, RunInterrupted
-from dreamkit.scenes.gaussians import GaussianScene
+from dreamkit.scenes.film_config import FilmConfig
 from dreamkit.scenes.rendering import check_backend
+from dreamkit.scenes.trainable import TrainableScene
+from dreamkit.scenes.triangles import MeshFigures
+from dreamkit.training.assets import AssetOptions, export_format
 from dreamkit.training.callbacks import Callback, CallbackList, LogWriter, MetricsWriter
 from dreamkit.training.checkpoints import guard_interrupts, list_checkpoints, load_latest, save_checkpoint
-from dreamkit.training.deliver import export_format, render_scene, score_scene
-from dreamkit.training.presets import preset, with_options, with_overrides
+from dreamkit.training.deliver import render_films, render_scene, score_scene
+from dreamkit.training.particles import scene_from_state
+from dreamkit.training.presets import knows, preset, with_options, with_overrides
 from dreamkit.training.scene import SceneTrainer, make_objective, settings_from_config
-from dreamkit.training.settings import EMBEDDED, SceneSettings
+from dreamkit.training.settings import EMBEDDED, SceneSettings, scene_kind
+from dreamkit.training.stages import StagedTrainer, joined, make_trainer, parse_stages, stage_at
 
 OPTIMISING = "optimising"
 
@@ -36,6 +41,7 @@ class GenerateOptions:
     preset: str = "draft"
     objective: str = "sds"
     scene: str = "gaussians"
+    stages: str = ""
     teacher: str = EMBEDDED
     negative: str = ""
     guidance: float | None = None
@@ -95,12 +101,22 @@ def settings_for(options: GenerateOptions, toy: bool | None = None) -> SceneSett
     if options.guidance is not None and not 0 <= options.guidance < float("inf"):
         raise ConfigError(f"guidance is {options.guidance}.", "Use a number >= 0; 1 is no guidance.")
     named = asdict(options) | {"prompt": prompt, "negative": negative}
-    base = preset(named.pop("preset"), options.objective, options.teacher == EMBEDDED if toy is None else toy)
+    toy = options.teacher == EMBEDDED if toy is None else toy
+    name, scene, objective = named.pop("preset"), named.pop("scene"), named.pop("objective")
     named.pop("out")
-    changes = named.pop("options")
-    settings = with_options(with_overrides(base, **named), changes)
-    make_objective(settings)
-    return settings
+    changes, text = named.pop("options"), named.pop("stages")
+    kinds = parse_stages(text) if text else [(scene_kind(scene), objective, None)]
+    stages = []
+    for index, (kind, method, steps) in enumerate(kinds):
+        base = with_overrides(preset(name, method, toy, kind, later=index > 0), **named)
+        stages.append(base if steps is None else replace(base, steps=steps))
+    for option in changes:
+        if not any(knows(stage, option) for stage in stages):
+            with_options(stages[0], [option])  # which says what is wrong with it
+    settled = [with_options(stage, [option for option in changes if knows(stage, option)]) for stage in stages]
+    for stage in settled:
+        make_objective(stage)
+    return joined(settled)
 
 
 def teacher_of(settings: SceneSettings) -> Teacher:
@@ -132,7 +148,7 @@ def generate(options: GenerateOptions, callbacks: Sequence[Callback] = ()) -> Ge
     teacher = teacher_of(settings)
     settings = settings_for(options, toy=teacher.supports_camera)
     warnings = check_prompt(teacher, settings.prompt)
-    trainer = SceneTrainer(settings, teacher, reference_picture(settings))
+    trainer = make_trainer(settings, teacher, reference_picture(settings))
     run = Run.create(options.out, slug(settings.prompt), settings.objective, settings)
     with run.lock():
         return _run(run, trainer, callbacks, warnings, started)
@@ -155,13 +171,13 @@ def resume(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outpu
         settings = settings_from_config(run.config)
         CallbackList(callbacks).on_stage("loading the teacher", None)
         teacher = teacher_of(settings)
-        trainer = SceneTrainer(settings, teacher, reference_picture(settings))
+        trainer = make_trainer(settings, teacher, reference_picture(settings))
         return _run(run, trainer, callbacks, check_prompt(teacher, settings.prompt), started)
 
 
 def _run(
     run: Run,
-    trainer: SceneTrainer,
+    trainer: SceneTrainer | StagedTrainer,
     callbacks: Sequence[Callback],
     warnings: list[str],
     started: float,
@@ -186,7 +202,9 @@ def _run(
     listeners.on_stage("scoring", None)
     scores = _score(scene, settings.prompt, warnings, listeners)
     seconds = time.perf_counter() - started
-    result = GenerateResult(run.path, exports, seconds, settings.steps, peak_rss_mb(), scores, warnings, trainer.calls)
+    result = GenerateResult(
+        run.path, exports, seconds, settings.total_steps, peak_rss_mb(), scores, warnings, trainer.calls
+    )
     listeners.on_end(result)
     return result
 
@@ -200,17 +218,17 @@ def reference_picture(settings: SceneSettings) -> torch.Tensor | None:
     return read_image(Path(settings.reference).expanduser())
 
 
-def _export(scene: GaussianScene, folder: Path, warnings: list[str], listeners: Callback) -> dict[str, Path]:
+def _export(scene: TrainableScene, folder: Path, warnings: list[str], listeners: Callback) -> dict[str, Path]:
     """Write the splat and the mesh; a scene too thin for a surface keeps its splat, with a warning."""
-    exports = {"ply": export_format(scene, folder, "ply")}
+    exports = {"ply": export_format(scene, folder, "ply")[0]}
     try:
-        exports["glb"] = export_format(scene, folder, "glb")
+        exports["glb"] = export_format(scene, folder, "glb")[0]
     except SceneError as error:
         _warn(f"No mesh was written: {error}", warnings, listeners)
     return exports
 
 
-def _score(scene: GaussianScene, prompt: str, warnings: list[str], listeners: Callback) -> dict[str, float | None]:
+def _score(scene: TrainableScene, prompt: str, warnings: list[str], listeners: Callback) -> dict[str, float | None]:
     """Scores by the judge; without a judge the asset is still there, with a warning."""
     try:
         return score_scene(scene, prompt)
@@ -224,7 +242,7 @@ def _warn(text: str, warnings: list[str], listeners: Callback) -> None:
     listeners.on_message("warning", text)
 
 
-def restore(trainer: SceneTrainer, run: Run) -> list[str]:
+def restore(trainer: SceneTrainer | StagedTrainer, run: Run) -> list[str]:
     """Load the run's last good checkpoint, if it has any; returns what the user should know."""
     if not list_checkpoints(run.checkpoints):
         run.rewind_metrics(0)
@@ -235,26 +253,26 @@ def restore(trainer: SceneTrainer, run: Run) -> list[str]:
     return warnings
 
 
-def optimise(trainer: SceneTrainer, run: Run, listeners: Callback) -> None:
+def optimise(trainer: SceneTrainer | StagedTrainer, run: Run, listeners: Callback) -> None:
     """Step to the end, saving on the way; a Ctrl-C saves and raises `RunInterrupted`."""
-    settings = trainer.settings
-    if trainer.step_index >= settings.steps:
+    settings, total = trainer.settings, trainer.settings.total_steps
+    if trainer.step_index >= total:
         return
-    listeners.on_stage(OPTIMISING, settings.steps)
+    listeners.on_stage(OPTIMISING, total)
     with guard_interrupts() as interrupt:
-        while trainer.step_index < settings.steps:
+        while trainer.step_index < total:
             result = trainer.step()
             done = trainer.step_index
-            listeners.on_step(done, settings.steps, result.metrics)
+            listeners.on_step(done, total, result.metrics)
             listeners.on_image("view", result.image)
-            last = done == settings.steps
+            last = done == total
             if last or interrupt.requested or done % settings.checkpoint_every == 0:
                 save_checkpoint(run.checkpoints, done, trainer.state())
             if interrupt.requested and not last:
                 raise RunInterrupted(run.path, done)
 
 
-def load_scene(run: Run, listeners: Callback | None = None) -> GaussianScene:
+def load_scene(run: Run, listeners: Callback | None = None) -> TrainableScene:
     """The scene of a run's last good checkpoint.
 
     Args:
@@ -271,20 +289,45 @@ def load_scene(run: Run, listeners: Callback | None = None) -> GaussianScene:
     state = {name.removeprefix("scene/"): t for name, t in checkpoint.tensors.items() if name.startswith("scene/")}
     if not state:
         raise CheckpointError(f"The checkpoint of {run.path} holds no scene.", "Is it of another kind of run?")
-    return GaussianScene(state, settings.gaussians)
+    return scene_from_state(settings.stages[stage_at(settings, checkpoint.step)[0]], state)
 
 
-def render(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outputs") -> dict[str, Path]:
-    """Render a run again from its last checkpoint; returns name -> file."""
+def render(
+    path: str, callbacks: Sequence[Callback] = (), out_root: str = "outputs", film: FilmConfig | None = None
+) -> dict[str, Path]:
+    """Render a run from its last checkpoint.
+
+    Args:
+        path: run folder, or "latest".
+        callbacks: who is told.
+        out_root: where "latest" looks.
+        film: what to film and how; without it the turntable and the contact sheet are rendered again.
+
+    Returns:
+        Name -> file; the names of a film are its styles.
+
+    Raises:
+        DreamkitError: no such run, one without a scene, or a film that can't be made.
+    """
     run = Run.open(path, out_root)
     listeners = CallbackList(callbacks)
-    return render_scene(load_scene(run, listeners), run.renders, listeners)
+    scene = load_scene(run, listeners)
+    if film is None:
+        return render_scene(scene, run.renders, listeners)
+    return render_films(scene.to(resolve_device(film.device)), film, run.renders, listeners)
 
 
 def export(path: str, kind: str, out_root: str = "outputs") -> Path:
     """Export a run's scene in a format; returns the file."""
+    return convert(path, kind, out_root)[0]
+
+
+def convert(
+    path: str, kind: str, out_root: str = "outputs", options: AssetOptions | None = None
+) -> tuple[Path, MeshFigures | None]:
+    """Export a run's scene in a format, as the options say; returns the file, and the figures of a mesh."""
     run = Run.open(path, out_root)
-    return export_format(load_scene(run), run.exports, kind)
+    return export_format(load_scene(run), run.exports, kind, options)
 
 
 def evaluate(path: str, out_root: str = "outputs") -> dict[str, float | None]:

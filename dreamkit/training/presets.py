@@ -8,13 +8,15 @@ from typing import Any
 import yaml
 
 from dreamkit.checks import nearest_first
+from dreamkit.config import Schedule
 from dreamkit.errors import ConfigError
 from dreamkit.files import plain
 from dreamkit.objectives import objective_class
 from dreamkit.scenes.cameras import CameraSampler
 from dreamkit.scenes.density import DensityConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
-from dreamkit.training.settings import SceneSettings, field_name, from_plain
+from dreamkit.scenes.nerf_config import NerfConfig
+from dreamkit.training.settings import SceneKind, SceneSettings, field_name, from_plain
 
 PRESETS = ("draft", "standard", "high")
 
@@ -51,6 +53,10 @@ _GENERAL: dict[str, tuple[str, ...]] = {
 """Objective -> options; an objective without an entry runs with its paper's, which are its own defaults."""
 
 
+_REFINING = "timesteps={level: [0, 0.5, 0.04, 1], jitter: 0.03}"
+_SIGNED = NerfConfig(geometry="volsdf", eikonal_weight=Schedule.constant(300.0))
+
+
 def tuned_options(objective: str, toy: bool = True) -> tuple[str, ...]:
     """What the presets change about an objective and its run, as NAME=VALUE options.
 
@@ -61,7 +67,9 @@ def tuned_options(objective: str, toy: bool = True) -> tuple[str, ...]:
     return (_TOY if toy else _GENERAL).get(objective, ())
 
 
-def preset(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
+def preset(
+    name: str, objective: str = "sds", toy: bool = True, scene: SceneKind = "gaussians", later: bool = False
+) -> SceneSettings:
     """Settings by name, for a teacher of the toy world or for a larger one.
 
     Args:
@@ -69,13 +77,17 @@ def preset(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings
         objective: registered name of the objective.
         toy: whether the teacher is one of the toy world (64x64 pixels, takes a camera); larger ones get larger
             views, more steps and cameras no higher than people photograph from.
+        scene: kind of scene.
+        later: whether the run refines what a stage before it made: then it starts from half of the noise.
 
     Raises:
-        ConfigError: there is no such preset.
+        ConfigError: there is no such preset or kind.
     """
     base = SceneSettings(
         prompt="",
         objective=objective,
+        scene=scene,
+        nerf=_SIGNED if scene == "sdf" else NerfConfig(),
         gaussians=GaussianConfig(count=2000, background="neutral"),
         density=DensityConfig(max_count=4000),
         steps=250,
@@ -83,6 +95,8 @@ def preset(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings
         resolution=64,
     )
     base = with_options(base, tuned_options(objective, toy))
+    if later and knows(base, _REFINING):
+        base = with_options(base, [_REFINING])
     if not toy:
         base = replace(base, resolution=128, steps=1000, cameras=CameraSampler(elevation_range=(-10.0, 45.0)))
     scaled: dict[str, dict[str, Any]] = {
@@ -120,7 +134,7 @@ def with_options(settings: SceneSettings, options: Sequence[str]) -> SceneSettin
         ConfigError: an option of another form, a name that does not exist, a value of the wrong kind or out of range.
     """
     objective = {item.name for item in fields(objective_class(settings.objective))}  # type: ignore[arg-type]
-    own = {item.name for item in fields(SceneSettings)} - {"objective_options"}
+    own = {item.name for item in fields(SceneSettings)} - {"objective_options", "then"}
     content: dict[str, Any] = plain(settings)
     for option in options:
         name, separator, text = option.partition("=")
@@ -141,6 +155,13 @@ def with_options(settings: SceneSettings, options: Sequence[str]) -> SceneSettin
             )
         content = _placed(content, path, _value(text))
     return from_plain(SceneSettings, content)
+
+
+def knows(settings: SceneSettings, option: str) -> bool:
+    """Whether the settings have what a NAME=VALUE option names."""
+    first = field_name(option.partition("=")[0].strip().split(".")[0])
+    known = {item.name for item in (*fields(objective_class(settings.objective)), *fields(SceneSettings))}  # type: ignore[arg-type]
+    return first in known - {"objective_options", "then"}
 
 
 def _value(text: str) -> Any:

@@ -19,31 +19,16 @@ from dreamkit.diffusion.guidance import Repulsion
 from dreamkit.diffusion.network_teacher import NetworkTeacher
 from dreamkit.diffusion.prompts import view_prompt
 from dreamkit.diffusion.teacher import Teacher
-from dreamkit.errors import CheckpointError, TeacherError
+from dreamkit.errors import TeacherError
 from dreamkit.objectives import Gradient, Objective, ObjectiveContext, Source, objective_class, surrogate_loss
 from dreamkit.scenes.cameras import Camera
-from dreamkit.scenes.density import DensityControl
-from dreamkit.scenes.gaussians import GaussianScene
 from dreamkit.scenes.rendering import Rendering
+from dreamkit.scenes.trainable import Moment, TrainableScene
+from dreamkit.training.particles import Particle, seeded
 from dreamkit.training.settings import SceneSettings, from_plain
 from dreamkit.training.views import perp_neg
 
-_INITIAL, _STEP, _DENSITY, _CRITIC, _KEPT = 1, 2, 3, 4, 5  # streams of randomness that one seed feeds
-
-
-def seeded(seed: int, stream: int, index: int = 0) -> torch.Generator:
-    """A CPU generator for (seed, stream, index); different triples give unrelated numbers.
-
-    The triple is mixed by the finaliser of SplitMix64 (Steele et al., OOPSLA 2014).
-    """
-    mask = 2**64 - 1
-    state = seed & mask
-    for value in (stream, index):
-        state = (state + 0x9E3779B97F4A7C15 * (value + 1)) & mask
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
-        state ^= state >> 31
-    return torch.Generator().manual_seed(state >> 1)
+_STEP, _CRITIC, _KEPT = 2, 4, 5  # streams of randomness that one seed feeds (particles: 1 and 3)
 
 
 @dataclass(frozen=True)
@@ -70,71 +55,35 @@ def make_objective(settings: SceneSettings) -> Objective:
     return from_plain(objective_class(settings.objective), settings.objective_options)
 
 
-class Particle:
-    """One scene with its optimisers and density control.
-
-    Args:
-        settings: the run.
-        index: which of the run's particles.
-        device: where to compute.
-    """
-
-    def __init__(self, settings: SceneSettings, index: int, device: torch.device) -> None:
-        scene = GaussianScene.initialise(settings.gaussians, seeded(settings.seed, _INITIAL, index))
-        self.scene = scene.to(device)
-        self.scene.make_optimizers()
-        self.density = DensityControl(settings.density, seeded(settings.seed, _DENSITY, index))
-
-    def state(self) -> dict[str, Tensor]:
-        """Scene, optimiser moments and density control, flat."""
-        parts = {
-            "scene": self.scene.state(),
-            "optimizer": self.scene.optimizer_state(),
-            "density": self.density.state(),
-        }
-        return {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
-
-    def load_state(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """Continue from what `state` returned.
-
-        Raises:
-            CheckpointError: the state is of another kind of run.
-        """
-        parts: dict[str, dict[str, Tensor]] = {"scene": {}, "optimizer": {}, "density": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition("/")
-            if part not in parts:
-                raise CheckpointError(f"The checkpoint holds {key!r}, which no scene has.", "Is it of another run?")
-            # Adam keeps its step counts, which have no dimension, on the CPU.
-            parts[part][name] = value.to(device) if value.ndim else value
-        self.scene.load_state(parts["scene"])
-        self.scene.make_optimizers()
-        self.scene.load_optimizer_state(parts["optimizer"])
-        self.density.load_state(parts["density"])
-
-
 class SceneTrainer:
-    """Gaussian scenes under optimisation: one, or several particles that share a critic and take turns.
+    """Scenes under optimisation: one, or several particles that share a critic and take turns.
 
     Args:
         settings: the run.
         teacher: the frozen diffusion model, on the device to compute on.
         reference: [3, H, W] in [0, 1], a picture that the result should resemble (for objectives that read one).
+        start: a scene of any kind to start from; by default what the settings say.
 
     Raises:
         ConfigError: an unknown objective or option.
         TeacherError: the teacher or the objective can't do what the settings ask.
     """
 
-    def __init__(self, settings: SceneSettings, teacher: Teacher, reference: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        settings: SceneSettings,
+        teacher: Teacher,
+        reference: Tensor | None = None,
+        start: TrainableScene | None = None,
+    ) -> None:
         self.settings = settings
         self.teacher = teacher
         self.objective = make_objective(settings)
         self._uses_camera = settings.camera_conditioning and teacher.supports_camera
-        self.particles = [Particle(settings, index, teacher.device) for index in range(settings.particles)]
+        self.particles = [Particle(settings, index, teacher.device, start) for index in range(settings.particles)]
         self.critic = self._make_critic() if self.objective.needs_critic else None
         # What the run starts from: an edit is measured against it.
-        self._source = Particle(settings, 0, teacher.device).scene if self.objective.needs_source else None
+        self._source = Particle(settings, 0, teacher.device, start).scene if self.objective.needs_source else None
         self._reference = None if reference is None else teacher.encode_image(reference[None])
         self._null = teacher.null_condition(1)
         self.step_index = 0
@@ -144,7 +93,7 @@ class SceneTrainer:
         self.objective.check(self._context(cameras, background, generator))
 
     @property
-    def scene(self) -> GaussianScene:
+    def scene(self) -> TrainableScene:
         """The first particle's scene: what the run delivers."""
         return self.particles[0].scene
 
@@ -186,15 +135,17 @@ class SceneTrainer:
         scene = particle.scene
         generator = seeded(settings.seed, _STEP, self.step_index)
         progress = self.step_index / total
-        cameras = settings.cameras.sample(settings.views, generator, settings.resolution, settings.resolution)
+        size = max(8, round(settings.resolution * settings.resolution_share.at(progress, total)))
+        cameras = settings.cameras.sample(settings.views, generator, size, size)
         background = scene.backgrounds(settings.views, generator)
-        rendering = scene.render(cameras, background)
+        moment = Moment(progress, total, generator)
+        rendering = scene.render_training(cameras, background, moment)
         x = self.teacher.encode_image(rendering.image)
         context = self._context(cameras, background, generator)
         gradient = self.objective(x, context)
         loss = surrogate_loss(x, gradient.grad) + self._image_term(rendering, gradient)
-        penalties = scene.regularisers(progress, total)
-        particle.density.before_backward(rendering)
+        penalties = scene.penalties(rendering, moment)
+        particle.upkeep.before_backward(rendering)
         torch.stack([loss, *penalties.values()]).sum().backward()
         scene.set_learning_rates(progress, total)
         for optimizer in scene.optimizers.values():
@@ -203,11 +154,11 @@ class SceneTrainer:
         learned = {}
         if self.critic is not None:
             learned = self.critic.update(x.detach(), context.positive, context.pose, generator, progress)
-        # Density control speaks of a particle's own steps.
+        # Upkeep speaks of a particle's own steps.
         own_step, own_total = self.step_index // len(self.particles), -(-total // len(self.particles))
-        change = particle.density.after_step(scene, rendering, own_step, own_total)
+        change = particle.upkeep.after_step(scene, rendering, own_step, own_total)
         self.step_index += 1
-        metrics = {"loss": float(loss.detach()), **gradient.diagnostics, "gaussians": float(change.count), **learned}
+        metrics = {"loss": float(loss.detach()), **gradient.diagnostics, **change.metrics, **learned}
         metrics |= {name: float(value.detach()) for name, value in penalties.items()}
         target = self.teacher.decode(gradient.target[:1])[0] if show_target else None
         return StepResult(metrics, rendering.image[0].detach(), target)
@@ -222,7 +173,7 @@ class SceneTrainer:
         distance = (rendering.image - wanted).square().sum() / len(wanted)
         return 0.5 * gradient.image_pull * distance
 
-    def _context(self, cameras: Camera, background: Tensor, generator: torch.Generator) -> ObjectiveContext:
+    def _context(self, cameras: Camera, background: Tensor | None, generator: torch.Generator) -> ObjectiveContext:
         positive, negative, repulsion = self.conditions(cameras)
         return ObjectiveContext(
             teacher=self.teacher,
@@ -242,7 +193,7 @@ class SceneTrainer:
         )
 
     @torch.no_grad()
-    def _source_seen_by(self, cameras: Camera, background: Tensor) -> Source | None:
+    def _source_seen_by(self, cameras: Camera, background: Tensor | None) -> Source | None:
         if self._source is None:
             return None
         prompt = self.settings.source_prompt

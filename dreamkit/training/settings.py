@@ -1,18 +1,22 @@
 """Everything that decides a text-to-3D run, as one frozen dataclass that a run folder keeps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from keyword import iskeyword
 from typing import Any, Literal, get_args, get_type_hints
 
+from dreamkit.config import Schedule
 from dreamkit.diffusion.critic import CriticConfig
 from dreamkit.errors import ConfigError
 from dreamkit.scenes.cameras import CameraSampler
 from dreamkit.scenes.density import DensityConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
+from dreamkit.scenes.mesh_config import MeshSceneConfig
+from dreamkit.scenes.nerf_config import NerfConfig
 
 EMBEDDED = "toyworld"
-SCENES = ("gaussians",)
+SceneKind = Literal["gaussians", "nerf", "sdf", "mesh"]
+SCENES: tuple[SceneKind, ...] = get_args(SceneKind)
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -32,10 +36,14 @@ class SceneSettings:
     """Registered name of the objective."""
     objective_options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the objective that differ from its defaults."""
-    scene: str = "gaussians"
-    """Kind of scene."""
+    scene: SceneKind = "gaussians"
+    """Kind of scene: Gaussians, a NeRF of density, one of signed distance (sdf), or a mesh."""
     gaussians: GaussianConfig = field(default_factory=GaussianConfig)
     """Start, learning rates and regularisers of a Gaussian scene."""
+    nerf: NerfConfig = field(default_factory=NerfConfig)
+    """Start, sampling, light, learning rates and penalties of a NeRF."""
+    mesh: MeshSceneConfig = field(default_factory=MeshSceneConfig)
+    """Start, light, learning rates and penalties of a mesh."""
     density: DensityConfig = field(default_factory=DensityConfig)
     """When Gaussians are added and removed."""
     cameras: CameraSampler = field(default_factory=CameraSampler)
@@ -46,6 +54,8 @@ class SceneSettings:
     """Cameras a step."""
     resolution: int = 64
     """Side of the training views, pixels."""
+    resolution_share: Schedule = field(default=Schedule.constant(1.0))
+    """Share of the resolution that views are rendered at along the run, above 0, at most 1."""
     view_prompts: bool = True
     """Whether the prompt says which side a camera looks at."""
     camera_conditioning: bool = True
@@ -70,7 +80,22 @@ class SceneSettings:
     """What the teacher computes in: float32, bfloat16 (faster on processors that multiply in it), float16 (GPU), or
     auto: float32 on a CPU, half on a GPU."""
 
+    then: "tuple[SceneSettings, ...]" = ()
+    """Stages after this one, each complete in itself; each starts from the scene of the one before."""
+
+    @property
+    def stages(self) -> "tuple[SceneSettings, ...]":
+        """This stage and those after it."""
+        return (replace(self, then=()), *self.then) if self.then else (self,)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages."""
+        return self.steps + sum(stage.steps for stage in self.then)
+
     def __post_init__(self) -> None:
+        if self.then and (self.particles > 1 or any(stage.then or stage.particles > 1 for stage in self.then)):
+            raise ConfigError("Stages of several particles can't follow each other.", "Use particles=1.")
         limits = {
             "steps": (1, 10**7),
             "views": (1, 1024),
@@ -87,8 +112,28 @@ class SceneSettings:
             raise ConfigError(
                 f"The precision {self.precision!r} is not known.", f"Known: {', '.join(get_args(Precision))}."
             )
-        if self.scene not in SCENES:
-            raise ConfigError(f"The scene {self.scene!r} is not known.", f"Known: {', '.join(SCENES)}.")
+        scene_kind(self.scene)
+        object.__setattr__(self, "resolution_share", Schedule.parse(self.resolution_share))
+        share = self.resolution_share
+        if not (0 < share.start_value <= 1 and 0 < share.end_value <= 1):
+            raise ConfigError(f"resolution_share is {share.data()}.", "Use values above 0, at most 1.")
+        if self.scene in ("nerf", "sdf") and self.nerf.signed != (self.scene == "sdf"):
+            raise ConfigError(
+                f"A scene {self.scene!r} can't have the geometry {self.nerf.geometry!r}.",
+                "nerf.geometry is density for a nerf, volsdf or neus for an sdf.",
+            )
+
+
+def scene_kind(name: str) -> SceneKind:
+    """A kind of scene by its name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for kind in SCENES:
+        if kind == name:
+            return kind
+    raise ConfigError(f"The scene {name!r} is not known.", f"Known: {', '.join(SCENES)}.")
 
 
 def from_plain(kind: type, content: Mapping[str, Any]) -> Any:
@@ -114,7 +159,9 @@ def from_plain(kind: type, content: Mapping[str, Any]) -> Any:
         elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
             value = from_plain(hint, value)
         elif isinstance(value, list):
-            value = tuple(value)
+            inner = next(iter(get_args(hint)), None)
+            nested = isinstance(inner, type) and is_dataclass(inner)
+            value = tuple(from_plain(inner, item) for item in value) if nested else tuple(value)  # type: ignore[arg-type]
         if not _is_of(value, hint):
             raise ConfigError(f"{kind.__name__}.{name} is {value!r}.", f"It must be of the kind {hint.__name__}.")
         values[name] = value

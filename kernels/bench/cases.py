@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import adam, gaussian_rasterize, hash_grid, modulate, noise_residual, ssim, stream_attention, volume_render
+from .. import (
+    adam,
+    gaussian_rasterize,
+    hash_grid,
+    mesh_rasterize,
+    modulate,
+    noise_residual,
+    ssim,
+    stream_attention,
+    volume_render,
+)
 from ..stream_attention.reference import attend_reference
 from .measure import Problem
 
@@ -75,6 +85,54 @@ def hash_of_random_points(count: int, with_positions: bool) -> Make:
         table = grid.make_table(generator).to(device).requires_grad_()
         inputs = [positions, table] if with_positions else [table]
         return Problem(lambda backend: [hash_grid.encode(positions, table, grid, backend)], inputs)
+
+    return make
+
+
+def bumpy_sphere(rings: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A mesh of 2 rings^2 faces, three units away: clip positions [1, V, 4] and faces."""
+    polar = torch.linspace(0, math.pi, rings + 1)[:, None]
+    azimuth = torch.arange(rings) * (2 * math.pi / rings)
+    radius = 0.8 + 0.1 * torch.sin(6 * azimuth) * torch.sin(5 * polar)
+    x, y = radius * torch.sin(polar) * torch.cos(azimuth), radius * torch.cos(polar)
+    depth = 3.0 - radius * torch.sin(polar) * torch.sin(azimuth)
+    near, far, focal = 0.1, 10.0, 1 / math.tan(math.radians(20))
+    z = ((far + near) * depth - 2 * far * near) / (far - near)
+    positions = torch.stack([focal * x, focal * y, z, depth], dim=-1).flatten(0, 1)[None]
+    start = torch.arange(rings)[:, None] * rings
+    a, b = start + torch.arange(rings), start + (torch.arange(rings) + 1) % rings
+    faces = torch.stack([a, b, a + rings, b, b + rings, a + rings], dim=-1).view(-1, 3).int()
+    return positions.to(device), faces.to(device)
+
+
+def rasterize_sphere(rings: int, side: int) -> Make:
+    """Faces and barycentrics of a picture; the gradient of the positions."""
+
+    def make(device: torch.device) -> Problem:
+        positions, faces = bumpy_sphere(rings, device)
+        positions.requires_grad_()
+        return Problem(
+            lambda backend: [mesh_rasterize.rasterize(positions, faces, side, side, backend).barycentrics], [positions]
+        )
+
+    return make
+
+
+def shade_sphere(rings: int, side: int) -> Make:
+    """Three attributes of every vertex in a picture, antialiased; the gradients of attributes and positions."""
+
+    def make(device: torch.device) -> Problem:
+        positions, faces = bumpy_sphere(rings, device)
+        fragments = mesh_rasterize.rasterize(positions, faces, side, side)
+        edges = mesh_rasterize.mesh_edges(faces)
+        colors = torch.rand(positions.shape[1], 3, generator=torch.Generator().manual_seed(0)).to(device)
+        inputs = [positions.requires_grad_(), colors.requires_grad_()]
+
+        def forward(backend: str) -> Sequence[Tensor]:
+            image = mesh_rasterize.interpolate(colors, faces, fragments, backend)
+            return [mesh_rasterize.antialias(image, fragments, positions, faces, backend, edges)]
+
+        return Problem(forward, inputs)
 
     return make
 
@@ -237,6 +295,8 @@ CASES: tuple[Case, ...] = (
     Case("gaussian_rasterize", "100k at 512x512", gaussians_in_a_ball(100_000, 512, 512, 0.6)),
     Case("hash_grid", "65,536 points", hash_of_random_points(65_536, False)),
     Case("hash_grid", "65,536 points, positions too", hash_of_random_points(65_536, True)),
+    Case("mesh_rasterize", "20,000 faces at 256x256", rasterize_sphere(100, 256)),
+    Case("mesh_rasterize", "interpolate and antialias 256x256", shade_sphere(100, 256)),
     Case("adam", "100k Gaussians, half of them seen", _adam(100_000)),
     Case("noise_residual", "4 pictures of 64x64", _residual(4, 3, 64)),
     Case("noise_residual", "4 latents of 16 x 256x256", _residual(4, 16, 256)),

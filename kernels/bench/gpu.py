@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from .. import hash_grid, modulate, stream_attention
 from ..stream_attention.reference import rotate
-from .cases import Make, gaussians_in_a_ball, hash_of_random_points
+from .cases import Make, gaussians_in_a_ball, hash_of_random_points, rasterize_sphere, shade_sphere
 from .measure import Pass, Problem, median_ms, run_case
 
 WAN_FRAME = (30, 52)
@@ -153,6 +153,12 @@ def gpu_cases(small: bool = False) -> list[GpuCase]:
         make, rivals = _tiny_cuda_nn_or_torch(count)
         reads = 4.0 * count * (3 + grid.width + 2**grid.dims * grid.width)
         cases.append(GpuCase("hash_grid", f"{count:,} points", make, rivals, bytes=reads))
+    for rings, side in ((6, 16),) if small else ((100, 512), (500, 1024)):
+        mesh, pixels = f"{2 * rings**2:,} faces at {side}x{side}", side**2
+        drawing, shading = rasterize_sphere(rings, side), shade_sphere(rings, side)
+        reads = 4.0 * (4 * rings**2 + 6 * rings**2)
+        cases.append(GpuCase("mesh_rasterize", mesh, drawing, ("reference",), bytes=reads + 20.0 * pixels))
+        cases.append(GpuCase("mesh_rasterize", f"antialias {mesh}", shading, ("reference",), bytes=60.0 * pixels))
     height, width = (2, 3) if small else WAN_FRAME
     heads, dim = (2, 16) if small else (12, 128)
     kinds = (torch.float32,) if small else (torch.bfloat16,)

@@ -18,8 +18,9 @@ from dreamkit.cli.generate import PRESETS
 from dreamkit.cli.main import COMMANDS, main
 from dreamkit.errors import TeacherError
 from dreamkit.runs import Run, RunInterrupted
+from dreamkit.scenes.film_config import FilmConfig
 from dreamkit.training import generate as jobs_module
-from dreamkit.training.deliver import FORMATS as DELIVERED_FORMATS
+from dreamkit.training.assets import FORMATS as DELIVERED_FORMATS
 from dreamkit.training.presets import preset
 
 RESULT = jobs_module.GenerateResult(
@@ -241,6 +242,65 @@ def test_commands_on_a_run(
     assert out
     if as_json:
         assert "run" in json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--style", "rgb,normals"], "'normals' is not known"),
+        (["--style", ","], "list of styles is empty"),
+        (["--path", "spirall"], "no camera path 'spirall'"),
+        (["--format", "avi"], "'avi' is not known"),
+        (["--output", "film.avi"], "ends in no known format"),
+        (["--output", "film.gif", "--format", "mp4"], "Name it film.mp4"),
+        (["--resolution", "15"], "16 to 2,048"),
+        (["--fps", "0"], "1 to 120"),
+        (["--fps", "60", "--format", "gif"], "60 frames a second"),
+        (["--frames", "0"], "1 to 10,000"),
+        (["--frames", "many"], "many"),
+        (["--radius", "nan"], "radius is nan"),
+        (["--elevation", "100"], "elevation is 100"),
+        (["--background", "pink"], "'pink' is not known"),
+        (["--colormap", "jet"], "'jet' is not known"),
+        (["--format", "webp", "--resolution", "2048", "--frames", "5000"], "of memory"),
+    ],
+)
+def test_films_that_can_not_be_are_explained(
+    jobs: Jobs, run: Run, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    assert main(["render", str(run.path), *options, "--json"]) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+    assert "error" in json.loads(captured.out.splitlines()[-1])
+    assert jobs.asked == []
+
+
+def test_a_film_reaches_the_job(jobs: Jobs, run: Run) -> None:
+    words = [
+        *("render", str(run.path), "--style", "clay, wireframe", "--path", "spiral", "--format", "gif"),
+        *("--resolution", "64", "--fps", "10", "--frames", "7", "--elevation", "-5", "--radius", "2.5", "--fov", "35"),
+        *("--background", "#ffffff", "--colormap", "gray", "--faces", "500", "--line-width", "2", "--device", "cpu"),
+    ]
+    assert main([*words, "--output", "a.gif"]) == 0
+    film = FilmConfig(
+        styles=("clay", "wireframe"),
+        path="spiral",
+        format="gif",
+        output="a.gif",
+        resolution=64,
+        fps=10,
+        frames=7,
+        elevation=-5.0,
+        radius=2.5,
+        fov=35.0,
+        background="#ffffff",
+        colormap="gray",
+        faces=500,
+        line_width=2.0,
+        device="cpu",
+    )
+    assert jobs.asked == [("render", {"path": str(run.path), "film": film})]
 
 
 @pytest.mark.parametrize("command", ["resume", "render", "evaluate", "export"])

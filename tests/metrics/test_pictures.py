@@ -16,6 +16,7 @@ from dreamkit.metrics.pictures import (
     looks_front,
     saturation,
     view_agreement,
+    view_variety,
 )
 
 
@@ -138,3 +139,10 @@ class Naming:
     def verdicts(self, images: Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.tensor([VIEWS.index(name) for name in self.names])
         return torch.zeros(len(images), 1), torch.nn.functional.one_hot(chosen, len(VIEWS)).float()
+
+
+def test_view_variety_by_hand() -> None:
+    assert view_variety(torch.ones(24, 5)) == pytest.approx(0.0, abs=1e-9)
+    two_faced = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).repeat(2, 1)  # a b a b: 8 of 12 pairs differ
+    assert view_variety(two_faced) == pytest.approx(8 / 12)
+    assert view_variety(torch.tensor([[1.0, 0.0], [-3.0, 0.0]])) == pytest.approx(2.0)

@@ -12,10 +12,15 @@ from dreamkit.scenes.cameras import Camera, CameraSampler, turntable
 from dreamkit.scenes.gaussians import SH_C0, GaussianConfig, GaussianScene
 from dreamkit.scenes.mesh import quaternion_matrices
 from dreamkit.scenes.rendering import background_colors
+from dreamkit.scenes.trainable import Moment
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def penalties(scene, progress):
+    return scene.penalties(None, Moment(progress, 100, generator()))
 
 
 def axes_scene(sh_degree=None):
@@ -249,9 +254,9 @@ def test_regularisers_by_hand():
     scene = GaussianScene.initialise(
         GaussianConfig(count=4, sparsity_weight=2.0, size_weight=Schedule(0.5, 0.0, 1.0, 1.0)), generator()
     )
-    assert set(scene.regularisers(0.0)) == {"sparsity"}
-    assert set(scene.regularisers(1.0)) == {"sparsity", "size"}
-    assert float(scene.regularisers()["sparsity"].detach()) == pytest.approx(2 * math.log1p(2 * 0.01), rel=1e-4)
+    assert set(penalties(scene, 0.0)) == {"sparsity"}
+    assert set(penalties(scene, 1.0)) == {"sparsity", "size"}
+    assert float(penalties(scene, 0.0)["sparsity"].detach()) == pytest.approx(2 * math.log1p(2 * 0.01), rel=1e-4)
 
 
 @given(st.lists(st.floats(-60, 60), min_size=1, max_size=20))

@@ -6,6 +6,7 @@ import torch
 import trimesh
 
 from dreamkit.errors import ConfigError, SceneError
+from dreamkit.scenes import isosurface, triangles
 from dreamkit.scenes import mesh as extraction
 from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.density_grid import LOW_PASS, Grid, Splats, density_grid
@@ -148,11 +149,11 @@ def test_specks_go_and_cavities_fill():
     values[5:20, 5:20, 5:20] = 1.0
     values[10:14, 10:14, 10:14] = 0.0  # a cavity
     values[25:27, 25:27, 25:27] = 1.0  # a speck
-    solid = extraction.keep_solid_parts(Grid(values, np.zeros(3, np.float32), 1.0), 0.5, 0.02)
+    solid = isosurface.keep_solid_parts(Grid(values, np.zeros(3, np.float32), 1.0), 0.5, 0.02)
     expected = np.zeros_like(values, bool)
     expected[5:20, 5:20, 5:20] = True
     assert ((solid.values > 0.5) == expected).all()
-    both = extraction.keep_solid_parts(Grid(values, np.zeros(3, np.float32), 1.0), 0.5, 0.0)
+    both = isosurface.keep_solid_parts(Grid(values, np.zeros(3, np.float32), 1.0), 0.5, 0.0)
     assert (both.values > 0.5).sum() == expected.sum() + 8
 
 
@@ -199,15 +200,15 @@ def test_smoothing_keeps_the_volume_and_flattens():
         np.float32
     )
     faces = sphere.faces.astype(np.int32)
-    smoothed = extraction.smooth(noisy, faces, 8)
+    smoothed = isosurface.smooth(noisy, faces, 8)
     assert np.linalg.norm(smoothed, axis=1).std() < 0.5 * np.linalg.norm(noisy, axis=1).std()
-    assert extraction.signed_volume(smoothed, faces) == pytest.approx(extraction.signed_volume(noisy, faces), rel=0.02)
-    assert extraction.smooth(noisy, faces, 0) is noisy
+    assert triangles.signed_volume(smoothed, faces) == pytest.approx(triangles.signed_volume(noisy, faces), rel=0.02)
+    assert isosurface.smooth(noisy, faces, 0) is noisy
 
 
 def test_decimation_keeps_a_surface_closed():
     sphere = trimesh.creation.icosphere(5)
-    vertices, faces = extraction.decimate(sphere.vertices.astype(np.float32), sphere.faces.astype(np.int32), 2000)
+    vertices, faces = isosurface.decimate(sphere.vertices.astype(np.float32), sphere.faces.astype(np.int32), 2000)
     body = trimesh.Trimesh(vertices, faces, process=False)
     assert len(faces) <= 2000
     assert body.is_watertight

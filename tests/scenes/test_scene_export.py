@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamkit.errors import DreamkitError, RunError, SceneError
-from dreamkit.scenes import export
+from dreamkit.scenes import export, mesh_files, splat_files
 from dreamkit.scenes.gaussians import SH_C0, GaussianConfig, GaussianScene
 from dreamkit.scenes.mesh import Mesh, vertex_normals
 
@@ -55,20 +55,20 @@ def test_ply_round_trips_and_agrees_with_gsplat(tmp_path, sh_degree):
     read = export.load_scene(tmp_path / "scene.ply")
     assert read.sh_degree == (sh_degree or 0)
     assert_same_scene(scene, read)
-    export.write_ply(read, tmp_path / "again.ply")
-    assert_same_scene(read, export.read_ply(tmp_path / "again.ply"), tolerance=1e-7)
+    splat_files.write_ply(read, tmp_path / "again.ply")
+    assert_same_scene(read, splat_files.read_ply(tmp_path / "again.ply"), tolerance=1e-7)
 
 
 @pytest.mark.parametrize("sh_degree", [0, 2])
 def test_ply_of_gsplat_is_read(tmp_path, sh_degree):
     scene = make_scene(sh_degree=sh_degree)
     (tmp_path / "theirs.ply").write_bytes(gsplat_bytes(scene, "ply"))
-    assert_same_scene(scene, export.read_ply(tmp_path / "theirs.ply"))
+    assert_same_scene(scene, splat_files.read_ply(tmp_path / "theirs.ply"))
 
 
 def test_ply_of_plyfile_is_read_in_either_byte_order_and_with_extras(tmp_path):
     scene = make_scene(sh_degree=1)
-    export.write_ply(scene, tmp_path / "scene.ply")
+    splat_files.write_ply(scene, tmp_path / "scene.ply")
     vertex = plyfile.PlyData.read(tmp_path / "scene.ply")["vertex"].data
     wide = np.empty(len(vertex), [(name, "f8") for name in reversed(vertex.dtype.names)])
     for name in vertex.dtype.names:
@@ -77,7 +77,7 @@ def test_ply_of_plyfile_is_read_in_either_byte_order_and_with_extras(tmp_path):
     elements = [plyfile.PlyElement.describe(before, "head"), plyfile.PlyElement.describe(wide, "vertex")]
     for order in "<>":
         plyfile.PlyData(elements, byte_order=order, comments=["made elsewhere"]).write(tmp_path / "other.ply")
-        assert_same_scene(scene, export.read_ply(tmp_path / "other.ply"))
+        assert_same_scene(scene, splat_files.read_ply(tmp_path / "other.ply"))
 
 
 def test_splat_round_trips_and_agrees_with_gsplat(tmp_path):
@@ -159,13 +159,13 @@ def test_obj_round_trips_with_screen_colors(tmp_path):
 @settings(max_examples=100, deadline=None)
 def test_color_spaces_round_trip(values):
     colors = np.array(values, np.float32)
-    assert np.allclose(export.linear_to_srgb(export.srgb_to_linear(colors)), colors, atol=1e-5)
-    assert (export.srgb_to_linear(colors) <= colors + 1e-6).all()
+    assert np.allclose(mesh_files.linear_to_srgb(mesh_files.srgb_to_linear(colors)), colors, atol=1e-5)
+    assert (mesh_files.srgb_to_linear(colors) <= colors + 1e-6).all()
 
 
 def test_known_colors():
     # 50 % gray on a screen is 21.4 % of the light
-    assert float(export.srgb_to_linear(np.array([0.5], np.float32))[0]) == pytest.approx(0.21404, abs=1e-5)
+    assert float(mesh_files.srgb_to_linear(np.array([0.5], np.float32))[0]) == pytest.approx(0.21404, abs=1e-5)
 
 
 def header_of(data):
@@ -173,7 +173,7 @@ def header_of(data):
 
 
 def ply_bytes(tmp_path):
-    export.write_ply(make_scene(count=3), tmp_path / "good.ply")
+    splat_files.write_ply(make_scene(count=3), tmp_path / "good.ply")
     return (tmp_path / "good.ply").read_bytes()
 
 
@@ -216,7 +216,7 @@ def test_mutated_ply_files_load_or_are_refused(tmp_path_factory, data):
     raw = raw[: data.draw(st.integers(len(raw) // 2, len(raw)))]
     (folder / "mutated.ply").write_bytes(bytes(raw))
     try:
-        scene = export.read_ply(folder / "mutated.ply")
+        scene = splat_files.read_ply(folder / "mutated.ply")
     except SceneError:
         return
     assert all(bool(torch.isfinite(tensor).all()) for tensor in scene.state().values())
@@ -253,7 +253,7 @@ def test_mutated_meshes_load_or_are_refused(tmp_path_factory, data):
 
 
 def test_splat_files_of_a_wrong_size_or_content(tmp_path):
-    export.write_splat(make_scene(), tmp_path / "good.splat")
+    splat_files.write_splat(make_scene(), tmp_path / "good.splat")
     good = (tmp_path / "good.splat").read_bytes()
     nan = struct.pack("<f", float("nan"))
     for bad in (

@@ -6,7 +6,6 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from dreamkit.files import read_jsonl
 from dreamkit.metrics import judge
 from dreamkit.metrics.judge import Judge, JudgeNetwork
 from dreamkit.runs import Run, RunInterrupted
-from dreamkit.scenes import mesh
+from dreamkit.scenes import conversion, mesh
 from dreamkit.training import deliver, generate
 from dreamkit.training.callbacks import Callback
 from dreamkit.training.checkpoints import STATE_FILE, list_checkpoints, load_latest
@@ -39,7 +38,8 @@ def small_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deliver, "PICTURE_SIZE", 32)
     monkeypatch.setattr(deliver, "TURNTABLE_FRAMES", 8)
     coarse = mesh.MeshConfig(resolution=32, max_faces=2000)
-    monkeypatch.setattr(mesh, "extract_mesh", partial(mesh.extract_mesh, config=coarse))
+    extract = conversion.extract_mesh
+    monkeypatch.setattr(conversion, "extract_mesh", lambda scene, config: extract(scene, coarse))
 
     def load_judge(folder: Path | None = None) -> Judge:
         with torch.random.fork_rng(devices=[]):
@@ -53,8 +53,8 @@ def small_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Presets of a few hundred Gaussians, opaque from the start, so that there is a surface."""
 
-    def small(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
-        base = preset(name, objective, toy)
+    def small(*arguments: Any, **options: Any) -> SceneSettings:
+        base = preset(*arguments, **options)
         density = replace(base.density, start=0.0, stop=1.0, interval=2, max_count=400, min_count=50)
         return replace(
             base, gaussians=replace(base.gaussians, count=300, initial_opacity=0.95), density=density, resolution=16
@@ -206,8 +206,8 @@ class TestEveryKindOfTeacher:
     def test_a_fog_without_a_surface_keeps_its_splat_and_says_so(
         self, checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def thin(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
-            base = preset(name, objective, toy)
+        def thin(*arguments: Any, **options: Any) -> SceneSettings:
+            base = preset(*arguments, **options)
             return replace(base, gaussians=replace(base.gaussians, count=50, initial_opacity=0.03), resolution=16)
 
         monkeypatch.setattr(generate, "preset", thin)
@@ -333,8 +333,8 @@ class TestRepetition:
     ) -> None:
         smaller = vars(generate)["preset"]
 
-        def often(name: str, objective: str = "sds", toy: bool = True) -> SceneSettings:
-            return replace(smaller(name, objective, toy), checkpoint_every=2)
+        def often(*arguments: Any, **options: Any) -> SceneSettings:
+            return replace(smaller(*arguments, **options), checkpoint_every=2)
 
         monkeypatch.setattr(generate, "preset", often)
         run = make(checkpoint, tmp_path, steps=5).run
@@ -358,7 +358,7 @@ class TestOtherCommands:
         }
         check_pictures(Run.open(finished.run))
         assert generate.evaluate(str(finished.run)) == finished.scores
-        with pytest.raises(ConfigError, match="ply, splat, glb, obj"):
+        with pytest.raises(ConfigError, match="glb, obj, ply, splat"):
             generate.export(str(finished.run), "fbx")
 
     def test_the_lock(self, finished: GenerateResult) -> None:

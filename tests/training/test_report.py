@@ -58,7 +58,7 @@ def test_one_picture_a_run_and_all_tags_closed(comparison: Comparison) -> None:
     balance.feed(comparison.report.read_text())
     assert balance.open == []
     assert balance.counts["img"] == len(comparison.rows) == 16
-    assert balance.counts["svg"] == 5
+    assert balance.counts["svg"] == 6
     assert balance.counts["script"] == 1
 
 

@@ -247,7 +247,7 @@ class TestRepetition:
         with pytest.raises(CheckpointError, match="critic"):
             trainer().load_state(state | {"critic/weight": torch.zeros(1)}, 1)
         with pytest.raises(CheckpointError):
-            trainer().load_state({name: t for name, t in state.items() if not name.startswith("density")}, 1)
+            trainer().load_state({name: t for name, t in state.items() if not name.startswith("upkeep")}, 1)
         with pytest.raises(CheckpointError):
             trainer().load_state({name: t for name, t in state.items() if "means" not in name}, 1)
 
@@ -263,7 +263,7 @@ class TestRepetition:
         particle.scene = SimpleNamespace(  # type: ignore[assignment]
             load_state=seen.update, make_optimizers=lambda: None, load_optimizer_state=seen.update
         )
-        particle.density = SimpleNamespace(load_state=seen.update)  # type: ignore[assignment]
+        particle.upkeep = SimpleNamespace(load_state=seen.update)  # type: ignore[assignment]
         second.load_state(state, 1)
         assert seen["means"].device.type == "meta"
         assert seen["means.exp_avg"].device.type == "meta"

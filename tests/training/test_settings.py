@@ -161,7 +161,7 @@ class TestBadConfigurations:
         "change",
         [
             {"steps": 0}, {"steps": -1}, {"steps": 10**8}, {"views": 0}, {"views": 2000}, {"resolution": 8},
-            {"resolution": 4096}, {"checkpoint_every": 0}, {"seed": -1}, {"seed": 2**63}, {"scene": "nerf"},
+            {"resolution": 4096}, {"checkpoint_every": 0}, {"seed": -1}, {"seed": 2**63}, {"scene": "cloud"},
             {"steps": 2.0}, {"particles": 0}, {"particles": 65},
         ],
         ids=str,
@@ -256,7 +256,7 @@ class TestSettingsFor:
             ({"options": ("timesteps.t_min=0.99",)}, ConfigError),
             ({"options": ("critic.rank=0",)}, ConfigError),
             ({"options": ("steps",)}, ConfigError),
-            ({"scene": "nerf"}, ConfigError),
+            ({"scene": "cloud"}, ConfigError),
         ],
         ids=str,
     )

@@ -147,8 +147,8 @@ def summarise(rows: Sequence[Row], folder: Path | None = None) -> list[Row]:
     """Means over prompts and seeds for each objective and mode.
 
     `janus` is the share of the assets with a front that show more than one; `janus_views` the mean share of the views
-    away from the front that look like one; `diversity` the mean over prompts of how different the seeds are, `None`
-    with one seed.
+    away from the front that look like one; `view_variety` how different the sides of those assets are; `diversity` the
+    mean over prompts of how different the seeds are, `None` with one seed.
 
     Args:
         rows: of a comparison.
@@ -162,9 +162,19 @@ def summarise(rows: Sequence[Row], folder: Path | None = None) -> list[Row]:
         good = [row for row in members if row["error"] is None]
         entry: Row = {"objective": objective, "mode": mode, "n": len(good), "errors": len(members) - len(good)}
         entry |= {name: mean(row[field] for row in good) for name, field in _MEANS.items()}
+        entry["view_variety"] = None if folder is None else _view_variety(good, folder)
         entry["diversity"] = None if folder is None else _diversity(good, folder)
         summary.append(entry)
     return summary
+
+
+def _view_variety(rows: Sequence[Row], folder: Path) -> float | None:
+    """Mean over the assets with a front of how different their sides are."""
+    from dreamkit.metrics.pictures import view_variety
+    from dreamkit.training.compare.work import load_embeddings
+
+    fronted = (load_embeddings(folder, row["key"]) for row in rows if row["fronts"] is not None)
+    return mean(None if embeddings is None else view_variety(embeddings) for embeddings in fronted)
 
 
 def _diversity(rows: Sequence[Row], folder: Path) -> float | None:

@@ -18,8 +18,8 @@ from dreamkit.errors import CheckpointError, DreamkitError, RunError, TeacherErr
 from dreamkit.files import atomic_path, plain, read_jsonl, write_error
 from dreamkit.runs import Run
 from dreamkit.scenes.cameras import turntable
-from dreamkit.scenes.gaussians import GaussianScene
 from dreamkit.scenes.rendering import check_backend
+from dreamkit.scenes.trainable import TrainableScene
 from dreamkit.training.callbacks import Callback, CallbackList, LogWriter, MetricsWriter
 from dreamkit.training.compare.plan import CAMERA, FORMAT_VERSION, Task
 from dreamkit.training.deliver import BACKGROUND, SCORE_VIEWS, turntable_views
@@ -161,7 +161,7 @@ def open_run(task: Task, settings: SceneSettings) -> Run:
 
 def _optimised(
     run: Run, settings: SceneSettings, teacher: Teacher, callbacks: Sequence[Callback], warnings: Sequence[str]
-) -> GaussianScene:
+) -> TrainableScene:
     """The run's scene after its last step, on the CPU; a run without a good checkpoint begins anew."""
     log = LogWriter(run.log_file)
     listeners = CallbackList([*callbacks, log])
@@ -180,7 +180,7 @@ def _optimised(
 
 
 @torch.no_grad()
-def measure(scene: GaussianScene, prompt: str) -> tuple[dict[str, float | int | bool | None], Tensor]:
+def measure(scene: TrainableScene, prompt: str) -> tuple[dict[str, float | int | bool | None], Tensor]:
     """Every measure of one asset over 24 views of a turn, and the judge's embeddings of them [24, E]."""
     from dreamkit.metrics import pictures
     from dreamkit.metrics.judge import IMAGE_SIZE, load_judge

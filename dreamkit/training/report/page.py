@@ -42,6 +42,7 @@ COLUMNS = (
     Column("janus", "Janus", better="low"),
     Column("janus_views", "Janus views", better="low"),
     Column("view_agreement", "view agreement", better="high"),
+    Column("view_variety", "view variety", 3, "high"),
     Column("saturation", "saturation"),
     Column("contrast", "contrast", 3),
     Column("diversity", "diversity", 3),
@@ -184,6 +185,7 @@ def _plots(report: Report) -> str:
         ("What does it ask of the teacher?", scatter(summary, "teacher_calls", "samples through the teacher a run")),
         ("How often has an asset more than one front?", bars(summary, "janus", "Janus: share of assets", 1.12)),
         ("Can its sides be told apart?", bars(summary, "view_agreement", "share of views named right", 1.12)),
+        ("How different are its sides?", bars(summary, "view_variety", "1 \N{MINUS SIGN} cosine between views")),
         ("How colourful is it?", bars(summary, "saturation", "HSV saturation of the foreground", 1.12)),
     ]
     drawn = "\n".join(
@@ -346,6 +348,8 @@ def _measures() -> str:
         "Janus": "share of the assets with a front that show more than one: separate runs of the 24 views that look "
         "like a front, a run longer than half a turn counted twice.",
         "Janus views": "share of the views more than 60° from the front that look like a front.",
+        "view variety": "1 \N{MINUS SIGN} cosine similarity of the judge's embeddings of different views of an asset "
+        "with a front: near 0 for what looks the same from everywhere, which the judge of fronts can't see.",
         "saturation, contrast": "HSV saturation and RMS luminance contrast of the foreground.",
         "diversity": "1 \N{MINUS SIGN} cosine similarity of the judge's embeddings of equal views of different seeds.",
         "seconds, teacher calls": "of the optimisation alone; samples through the teacher and the critic.",

@@ -1,0 +1,259 @@
+"""Gaussians as files: PLY (3D Gaussian Splatting) and .splat, out and in.
+
+A file that is read is not trusted: its counts are bounded by its size before anything is allocated, and its numbers
+must be finite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dreamkit.errors import SceneError
+from dreamkit.files import atomic_path
+from dreamkit.scenes.asset_files import read_bytes
+from dreamkit.scenes.gaussian_config import GaussianConfig
+from dreamkit.scenes.gaussians import SH_C0, GaussianScene
+
+_PLY_TYPES = {
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
+    "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
+    "double": "f8", "float64": "f8",
+}  # fmt: skip
+_MAX_HEADER = 65_536
+_SPLAT = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("color", "u1", 4), ("rotation", "u1", 4)])
+_LIMITS = {"means": 1e6, "log_scales": 40.0, "opacity_logits": 1e4, "quaternions": 1e6, "sh_base": 1e4, "sh_rest": 1e4}
+
+
+def write_ply(scene: GaussianScene, path: Path | str) -> None:
+    """Write the layout of 3D Gaussian Splatting, which every splat viewer opens (binary little-endian floats).
+
+    Columns: x y z, nx ny nz (0), f_dc_0..2, f_rest_* (channel by channel), opacity (logit), scale_0..2 (log),
+    rot_0..3 (unit, wxyz). Plain RGB colours become the constant harmonic, f_dc = (colour - 1/2) / SH_C0.
+
+    Args:
+        scene: what to write.
+        path: the file to write or replace.
+
+    Raises:
+        SceneError: parameters that are not finite.
+        RunError: the system refused the write.
+    """
+    tensors = _plain_tensors(scene)
+    count, bases = tensors["sh"].shape[:2]
+    rest = tensors["sh"][:, 1:].transpose(1, 2).reshape(count, -1)
+    columns = {
+        ("x", "y", "z"): tensors["means"],
+        ("nx", "ny", "nz"): torch.zeros(count, 3),
+        ("f_dc_0", "f_dc_1", "f_dc_2"): tensors["sh"][:, 0],
+        tuple(f"f_rest_{k}" for k in range(3 * (bases - 1))): rest,
+        ("opacity",): tensors["opacity_logits"][:, None],
+        ("scale_0", "scale_1", "scale_2"): tensors["log_scales"],
+        ("rot_0", "rot_1", "rot_2", "rot_3"): tensors["quaternions"],
+    }
+    names = [name for group in columns for name in group]
+    table = torch.cat(list(columns.values()), dim=1).numpy().astype("<f4")
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
+    header += [f"property float {name}" for name in names] + ["end_header", ""]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes("\n".join(header).encode("ascii") + table.tobytes())
+
+
+def read_ply(path: Path | str) -> GaussianScene:
+    """Read a PLY in the layout of 3D Gaussian Splatting (binary, either byte order, any property types).
+
+    Args:
+        path: the file.
+
+    Returns:
+        A scene of spherical harmonics, of the degree that the file has.
+
+    Raises:
+        SceneError: no such file, not a PLY of Gaussians, counts that its size can't hold, values that are not finite
+            or absurdly large.
+    """
+    path = Path(path)
+    data = read_bytes(path)
+    rows = _ply_rows(path, data)
+    names = set(rows.dtype.names or ())
+    rest = sorted((n for n in names if re.fullmatch(r"f_rest_\d{1,3}", n)), key=lambda n: int(n[7:]))
+    degree = {0: 0, 9: 1, 24: 2, 45: 3}.get(len(rest))
+    wanted = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"]
+    wanted += ["rot_0", "rot_1", "rot_2", "rot_3", *(f"f_rest_{k}" for k in range(len(rest)))]
+    missing = [name for name in wanted if name not in names]
+    if missing or degree is None:
+        reason = f"lacks {', '.join(missing)}" if missing else f"has {len(rest)} f_rest columns, not 0, 9, 24 or 45"
+        raise SceneError(f"{path} is no scene of Gaussians: it {reason}.", "Use a PLY of 3D Gaussian Splatting.")
+
+    def columns(*group: str) -> Tensor:
+        with np.errstate(over="ignore"):  # a double too large for a float becomes infinite, and is refused below
+            return torch.from_numpy(np.stack([rows[name] for name in group], axis=-1).astype(np.float32))
+
+    state = {
+        "means": columns("x", "y", "z"),
+        "log_scales": columns("scale_0", "scale_1", "scale_2"),
+        "quaternions": columns("rot_0", "rot_1", "rot_2", "rot_3"),
+        "opacity_logits": columns("opacity")[:, 0],
+        "sh_base": columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
+    }
+    if rest:
+        state["sh_rest"] = columns(*rest).reshape(len(rows), 3, -1).transpose(1, 2).contiguous()
+    return _checked_scene(path, state, degree)
+
+
+def write_splat(scene: GaussianScene, path: Path | str) -> None:
+    """Write the .splat layout of antimatter15's viewer, 32 bytes a Gaussian, the most important first.
+
+    position 3 x float, scale 3 x float, colour and opacity 4 x byte, rotation 4 x byte as 128 (q + 1) of the unit
+    quaternion (wxyz). View dependence is lost. Importance is volume times opacity, as in that viewer's converter.
+
+    Args:
+        scene: what to write.
+        path: the file to write or replace.
+
+    Raises:
+        SceneError: parameters that are not finite.
+        RunError: the system refused the write.
+    """
+    tensors = _plain_tensors(scene)
+    scales, opacities = tensors["log_scales"].exp(), torch.sigmoid(tensors["opacity_logits"])
+    order = torch.argsort(scales.prod(dim=1) * opacities, descending=True, stable=True)
+    colors = (0.5 + SH_C0 * tensors["sh"][:, 0]).clamp(0.0, 1.0)
+    rows = np.zeros(len(scene), _SPLAT)
+    rows["mean"], rows["scale"] = tensors["means"][order].numpy(), scales[order].numpy()
+    rgba = torch.cat([colors, opacities[:, None]], dim=1)
+    rows["color"] = (rgba * 255.0).round().to(torch.uint8)[order].numpy()
+    rotation = (tensors["quaternions"] * 128.0 + 128.0).round().clamp(0.0, 255.0)
+    rows["rotation"] = rotation.to(torch.uint8)[order].numpy()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(rows.tobytes())
+
+
+def read_splat(path: Path | str) -> GaussianScene:
+    """Read a .splat file, see `write_splat`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A scene of spherical harmonics of degree 0 (opacities are kept off 0 and 1 by 1e-3).
+
+    Raises:
+        SceneError: no such file, a size that is no multiple of 32 bytes, values that are not finite or too large.
+    """
+    path = Path(path)
+    data = read_bytes(path)
+    if not data or len(data) % _SPLAT.itemsize:
+        raise SceneError(
+            f"{path} has {len(data)} bytes, which is no whole number of {_SPLAT.itemsize}-byte Gaussians.",
+            "The file is cut off or of another format: export it again.",
+        )
+    rows = np.frombuffer(data, _SPLAT)
+    if not (np.isfinite(rows["scale"]).all() and (rows["scale"] >= 0).all()):
+        raise SceneError(f"{path} holds scales that are negative or not finite.", "Export the scene again.")
+    rgba = torch.from_numpy(rows["color"].astype(np.float32)) / 255.0
+    state = {
+        "means": torch.from_numpy(rows["mean"].astype(np.float32)),
+        "log_scales": torch.from_numpy(rows["scale"].astype(np.float32)).clamp_min(1e-8).log(),
+        "quaternions": (torch.from_numpy(rows["rotation"].astype(np.float32)) - 128.0) / 128.0,
+        "opacity_logits": rgba[:, 3].clamp(1e-3, 1.0 - 1e-3).logit(),
+        "sh_base": ((rgba[:, :3] - 0.5) / SH_C0)[:, None],
+    }
+    return _checked_scene(path, state, 0)
+
+
+def _plain_tensors(scene: GaussianScene) -> dict[str, Tensor]:
+    """What exports write, detached and on the CPU; rotations are unit.
+
+    Raises:
+        SceneError: a value that is not finite.
+    """
+    parameters = scene.parameters_dict()
+    tensors = {
+        "means": scene.means,
+        "log_scales": parameters["log_scales"],
+        "opacity_logits": parameters["opacity_logits"],
+        "quaternions": scene.quaternions,
+        "sh": scene.sh,
+    }
+    plain = {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
+    for name, tensor in plain.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise SceneError(f"The scene's {name} holds values that are not finite.", "Use an earlier checkpoint.")
+    return plain
+
+
+def _checked_scene(path: Path, state: dict[str, Tensor], degree: int) -> GaussianScene:
+    """The scene of a state that came from a file.
+
+    Raises:
+        SceneError: a value is not finite or absurdly large.
+    """
+    for name, tensor in state.items():
+        # NaN fails the comparison, as it should.
+        if not bool((tensor.abs() <= _LIMITS[name]).all()):
+            raise SceneError(
+                f"{path} holds {name} that are not finite or beyond {_LIMITS[name]:g}.",
+                "The file is damaged: export it again.",
+            )
+    return GaussianScene(state, GaussianConfig(count=len(state["means"]), sh_degree=degree))
+
+
+def _ply_rows(path: Path, data: bytes) -> NDArray[np.void]:
+    """The vertex element of a binary PLY as a structured array that shares the file's bytes.
+
+    Raises:
+        SceneError: not a binary PLY, a header that is cut off or unknown, or fewer bytes than it promises.
+    """
+
+    def broken(reason: str) -> SceneError:
+        return SceneError(f"{path} is no PLY of Gaussians: {reason}.", "Use a binary PLY of 3D Gaussian Splatting.")
+
+    header, found, _ = data[:_MAX_HEADER].partition(b"end_header\n")
+    if not data.startswith(b"ply") or not found:
+        raise broken("it does not start with a PLY header")
+    order, elements = _ply_elements(header.decode("ascii", "replace"), broken)
+    offset = len(header) + len(found)
+    for name, count, properties in elements:
+        if len({column for column, _ in properties}) != len(properties):
+            raise broken(f"its {name} has a property twice")
+        dtype = np.dtype([(column, order + kind) for column, kind in properties])
+        if count * dtype.itemsize > len(data) - offset:
+            raise broken(f"it promises {count} of {name} and ends before")
+        if name == "vertex":
+            if count == 0 or dtype.itemsize == 0:
+                raise broken("it holds no Gaussians")
+            return np.frombuffer(data, dtype, count, offset)
+        offset += count * dtype.itemsize
+    raise broken("it has no vertex element")
+
+
+def _ply_elements(
+    header: str, broken: Callable[[str], SceneError]
+) -> tuple[str, list[tuple[str, int, list[tuple[str, str]]]]]:
+    """Byte order and elements (name, count, [(property, numpy type)]) up to and with the vertices."""
+    order = ""
+    elements: list[tuple[str, int, list[tuple[str, str]]]] = []
+    for line in header.splitlines()[1:]:
+        match line.split():
+            case [] | ["comment", *_] | ["obj_info", *_]:
+                continue
+            case ["format", ("binary_little_endian" | "binary_big_endian") as name, "1.0"]:
+                order = "<" if name == "binary_little_endian" else ">"
+            case ["element", name, count] if count.isascii() and count.isdigit() and len(count) <= 12:
+                if elements and elements[-1][0] == "vertex":
+                    break
+                elements.append((name, int(count), []))
+            case ["property", kind, name] if kind in _PLY_TYPES and elements:
+                elements[-1][2].append((name, _PLY_TYPES[kind]))
+            case _:
+                raise broken(f"its header says {line[:60]!r}")
+    if not order:
+        raise broken("its header names no binary format")
+    return order, elements
