@@ -46,7 +46,7 @@ class Generate:
     """Quality against time."""
     objective: Annotated[str, tyro.conf.arg(metavar="NAME")] = "sds"
     """How the teacher's opinion becomes a gradient."""
-    scene: Annotated[str, tyro.conf.arg(metavar="NAME")] = "gaussians"
+    scene: Annotated[str, tyro.conf.arg(metavar="gaussians|nerf|sdf|mesh")] = "gaussians"
     """What the asset is made of while it is optimised."""
     stages: Annotated[str, tyro.conf.arg(metavar="SCENE:OBJECTIVE,...")] = ""
     """Several in a row, each from the scene of the one before, e.g. nerf:sds,mesh:vsd or gaussians:sds,mesh:sds:100

@@ -28,6 +28,8 @@ from dreamkit.scenes.trainable import Moment, TrainableScene, check_state
 _PAINT_STEPS = 300
 """Steps that teach the paint of a scene to a new mesh."""
 _PAINT_POINTS = 4096
+_CLEARANCE = 0.01
+"""Cells that the surface keeps from every vertex of the grid."""
 _FARTHEST = 2.0
 """Cells beyond which a signed distance is cut off where a shape is taken over."""
 
@@ -131,8 +133,9 @@ class MeshScene(TrainableScene):
         distances = torch.where(self.grid.border, self._distances.detach().clamp_min(0.1), self._distances)
         # Less than half a cell either way: tetrahedra never turn inside out by much.
         moved = self.grid.vertices + 0.45 * self.grid.cell * torch.tanh(self._offsets)
-        if distances.requires_grad:
-            distances.register_hook(_bounded)
+        # Off zero: a surface that touches a vertex of the grid has slivers there, and gradients without bound.
+        clear = torch.copysign(distances.abs().clamp_min(_CLEARANCE), distances)
+        distances = distances + (clear - distances).detach()
         vertices, faces = marching_tetrahedra(moved, distances, self.grid.tetrahedra)
         a, b, c = (vertices[faces[:, k]] for k in range(3))
         area = torch.linalg.cross(b - a, c - a)
@@ -256,15 +259,6 @@ def sign_entropy(
     a, b = distances[crossed_edges(distances, tetrahedra)].unbind(dim=1)
     cross = functional.binary_cross_entropy_with_logits
     return cross(a, (b > 0).to(a)) + cross(b, (a > 0).to(b))
-
-
-def _bounded(gradient: Tensor) -> Tensor:
-    """Gradients of at most 30 times their median: an edge of which the surface touches only an end has any size."""
-    present = gradient[gradient != 0].abs()
-    if not len(present):
-        return gradient
-    limit = 30 * float(present.median())
-    return gradient.clamp(-limit, limit)
 
 
 def _as_distances(values: Tensor, resolution: int) -> Tensor:
