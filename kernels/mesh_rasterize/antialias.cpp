@@ -1,5 +1,4 @@
 // Silhouettes between neighbouring pixels, and colours blended across them. Each row is written by one thread.
-#include <cstring>
 #include <vector>
 
 #include "native.h"
@@ -141,7 +140,7 @@ void mesh_blend(const Mesh& mesh, const float* image, int64_t channels, const in
   parallel_for(mesh.views * mesh.height, mesh.useful_threads(), [&](int64_t line) {
     const int64_t view = line / mesh.height, row = line % mesh.height, start = view * mesh.area() * channels;
     const int64_t offset = line * mesh.width * channels;
-    std::memcpy(result + offset, image + offset, sizeof(float) * static_cast<size_t>(mesh.width * channels));
+    std::copy_n(image + offset, mesh.width * channels, result + offset);
     for_crossings(mesh, silhouettes, view, row, [&](const Crossing& crossing) {
       if (crossing.target / mesh.width != row) return;
       const float* own = image + start + crossing.own * channels;
@@ -158,7 +157,7 @@ void mesh_blend_backward(const Mesh& mesh, const float* image, int64_t channels,
   parallel_for(mesh.views * mesh.height, threads, [&](int64_t line) {
     const int64_t view = line / mesh.height, row = line % mesh.height, start = view * mesh.area() * channels;
     const int64_t offset = line * mesh.width * channels;
-    std::memcpy(d_image + offset, d_result + offset, sizeof(float) * static_cast<size_t>(mesh.width * channels));
+    std::copy_n(d_result + offset, mesh.width * channels, d_image + offset);
     for_crossings(mesh, silhouettes, view, row, [&](const Crossing& crossing) {
       const float* incoming = d_result + start + crossing.target * channels;
       const auto add = [&](int64_t pixel, float weight) {
