@@ -18,10 +18,9 @@ from dreamkit.scenes.mesh_config import MeshSceneConfig
 from dreamkit.scenes.mesh_scene import MeshScene
 from dreamkit.scenes.nerf import NerfScene
 from dreamkit.scenes.trainable import TrainableScene
-from dreamkit.scenes.triangles import Mesh, sample_surface, vertex_normals
+from dreamkit.scenes.triangles import Mesh, sample_surface, sample_surface_evenly, vertex_normals
 
 _COLOR_POINTS = 20_000
-_LEVEL_VIEWS = 14
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def shape_of(scene: TrainableScene) -> Shape:
         SceneError: it has no surface.
     """
     if isinstance(scene, NerfScene):
-        level = surface_level(scene)
+        level = half_light_level(scene)
         return Shape(lambda points: scene.field.inside(points, level), scene.field.colors, scene.config.half)
     mesh = mesh_of(scene)
     if isinstance(scene, MeshScene):
@@ -70,7 +69,7 @@ def mesh_of(scene: TrainableScene, config: MeshConfig | None = None) -> Mesh:
     if isinstance(scene, MeshScene):
         return _mesh_of_mesh(scene, config)
     if isinstance(scene, NerfScene):
-        level = surface_level(scene) if config.level is None else scene.field.raw_of(config.level)
+        level = half_light_level(scene) if config.level is None else scene.field.raw_of(config.level)
         return field_mesh(
             lambda points: scene.field.inside(points, level), scene.field.colors, scene.config.half, config
         )
@@ -85,7 +84,7 @@ def gaussians_of(mesh: Mesh, config: GaussianConfig, generator: torch.Generator)
         config: how many (`count`), how flat, and how they will learn.
         generator: the only source of randomness.
     """
-    points, normals, colors = sample_surface(mesh, config.count, generator)
+    points, normals, colors = sample_surface_evenly(mesh, config.count, generator)
     # Wide enough to leave no holes between neighbours, thin enough to stay on the surface.
     config = replace(config, initialisation="shape", initial_opacity=0.95, initial_scale=0.8, flatness=0.1)
     return GaussianScene.initialise(config, generator, points.float(), colors.float(), normals.float())
@@ -94,13 +93,12 @@ def gaussians_of(mesh: Mesh, config: GaussianConfig, generator: torch.Generator)
 def mesh_scene_of(scene: TrainableScene, config: MeshSceneConfig, generator: torch.Generator) -> MeshScene:
     """A mesh scene in the shape and the colours of a scene of any kind."""
     shape = shape_of(scene)
-    return MeshScene.from_field(
-        replace(config, half=max(config.half, shape.half)), shape.inside, shape.colors, generator
-    )
+    half = max(config.half, shape.half)
+    return MeshScene.from_field(config, shape.inside, shape.colors, generator, half)
 
 
 @torch.no_grad()
-def surface_level(scene: NerfScene) -> float:
+def half_light_level(scene: NerfScene) -> float:
     """The raw value at which a NeRF's surface lies: where rays have lost half of their light, the median over rays.
 
     Raises:
@@ -111,7 +109,7 @@ def surface_level(scene: NerfScene) -> float:
     azimuths = [60.0 * k for k in range(6)] * 2 + [0.0, 0.0]
     elevations = [-20.0] * 6 + [35.0] * 6 + [89.0, -89.0]
     distance = 3.2 * scene.config.half
-    cameras = Camera.orbit(azimuths[:_LEVEL_VIEWS], elevations[:_LEVEL_VIEWS], distance, 40.0, 48, 48)
+    cameras = Camera.orbit(azimuths, elevations, distance, 40.0, 48, 48)
     raw = scene.half_light(cameras)
     if len(raw) == 0:
         raise SceneError(

@@ -11,6 +11,7 @@ The same frames give the same bytes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -181,7 +182,7 @@ def refuse_other_folder(path: Path) -> None:
         raise SceneError(f"{path} is there, and is no folder of frames only.", "Choose another name for the folder.")
 
 
-class _Film:
+class _Film(ABC):
     """What the formats have in common: frames of one size."""
 
     def __init__(self) -> None:
@@ -200,14 +201,14 @@ class _Film:
             raise SceneError(f"A frame is {pixels.shape[:2]}, the first was {self.shape[:2]}.", "Use one size.")
         self.take(pixels)
 
+    @abstractmethod
     def take(self, pixels: NDArray[np.uint8]) -> None:
         """Write or keep [H, W, 3] bytes."""
-        raise NotImplementedError
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - not every format has something left
         """Write what is left."""
 
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027 - not every format holds something
         """Let go of everything: the film will not be finished."""
 
 

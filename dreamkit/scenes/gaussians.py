@@ -19,7 +19,7 @@ from dreamkit.scenes import initialisation, regularisers
 from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.rendering import Rendering, background_colors, check_backend, expand_background
-from dreamkit.scenes.trainable import Moment, TrainableScene
+from dreamkit.scenes.trainable import Moment, TrainableScene, check_state
 
 __all__ = ["SH_C0", "GaussianConfig", "GaussianScene", "Rendering", "color_parameters"]
 
@@ -253,10 +253,6 @@ class GaussianScene(TrainableScene):
         """A copy of the scene on `device`, without optimisers."""
         return GaussianScene({name: p.detach().to(device) for name, p in self._parameters.items()}, self.config)
 
-    def state(self) -> dict[str, Tensor]:
-        """A copy of the raw parameters by name: all that is needed to render or continue."""
-        return {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the parameters from `state`, any N, exactly. Optimisers are dropped: make them again.
 
@@ -325,21 +321,8 @@ def _check_state(state: Mapping[str, Tensor], sh_degree: int | None) -> None:
     Raises:
         CheckpointError: a tensor is missing, too many, misshapen, or not finite; or there are no Gaussians.
     """
-    shapes = _parameter_shapes(sh_degree)
-    if set(state) != set(shapes):
-        raise CheckpointError(
-            f"A scene of {'plain RGB' if sh_degree is None else f'spherical harmonics of degree {sh_degree}'} "
-            f"has {', '.join(shapes)}, and this state has {', '.join(sorted(state)) or 'nothing'}.",
-            "Load it with the configuration it was made with.",
-        )
-    count = state["means"].shape[0] if state["means"].ndim else 0
+    count = len(state["means"]) if "means" in state and state["means"].ndim else 0
     if count == 0:
         raise CheckpointError("The scene's state holds no Gaussians.", "Use an earlier checkpoint.")
-    for name, shape in shapes.items():
-        if tuple(state[name].shape) != (count, *shape):
-            raise CheckpointError(
-                f"The state's {name} has shape {tuple(state[name].shape)}, not {(count, *shape)}.",
-                "The checkpoint is damaged: use an earlier one.",
-            )
-        if not bool(torch.isfinite(state[name]).all()):
-            raise CheckpointError(f"The state's {name} holds values that are not finite.", "Use an earlier checkpoint.")
+    kind = "scene of plain RGB" if sh_degree is None else f"scene of spherical harmonics of degree {sh_degree}"
+    check_state(kind, state, {name: (count, *shape) for name, shape in _parameter_shapes(sh_degree).items()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,10 +25,11 @@ from dreamkit.scenes.shading import Lighting, draw_lighting
 from dreamkit.scenes.static_mesh import layered
 from dreamkit.scenes.tetrahedra import TetrahedralGrid, crossed_edges, marching_tetrahedra, tetrahedral_grid
 from dreamkit.scenes.trainable import Moment, TrainableScene, check_state
+from dreamkit.scenes.triangles import Mesh, sample_surface
 
 _PAINT_STEPS = 300
 """Steps that teach the paint of a scene to a new mesh."""
-_PAINT_POINTS = 4096
+_PAINT_POINTS, _PAINT_BATCH = 2**17, 4096
 _CLEARANCE = 0.01
 """Cells that the surface keeps from every vertex of the grid."""
 _FARTHEST = 2.0
@@ -53,7 +55,8 @@ class MeshScene(TrainableScene):
     """A mesh that can be rendered, trained, saved and loaded exactly.
 
     Args:
-        state: `distances` [G] in cells, `offsets` [G, 3] in cells, and the paint's parameters.
+        state: `distances` [G] in cells, `offsets` [G, 3] in cells, the paint's parameters, and `half`, half the edge of
+            the grid's cube (what was larger than the config's cube got a larger one).
         config: its size; must fit the state.
 
     Raises:
@@ -78,6 +81,7 @@ class MeshScene(TrainableScene):
         inside: Callable[[Tensor], Tensor],
         colors: Callable[[Tensor], Tensor],
         generator: torch.Generator,
+        half: float | None = None,
     ) -> MeshScene:
         """The shape and the paint of something else.
 
@@ -86,11 +90,13 @@ class MeshScene(TrainableScene):
             inside: points [N, 3] to [N], negative inside, of any scale.
             colors: points [N, 3] on the surface to [N, 3] in [0, 1].
             generator: the only source of randomness.
+            half: half the edge of the cube that holds it, by default the config's.
 
         Raises:
             SceneError: nothing is inside, or everything.
         """
         scene = cls.initialise(config, generator)
+        scene._fill(half or config.half, torch.device("cpu"))
         with torch.no_grad():
             values = torch.cat([inside(part) for part in scene.grid.vertices.split(2**16)])
             scene._distances.copy_(_as_distances(values, config.resolution))
@@ -102,11 +108,17 @@ class MeshScene(TrainableScene):
         check_backend("mesh_rasterize")
         self.config = config
         self.optimizers = {}
-        self.grid: TetrahedralGrid = tetrahedral_grid(config.resolution, config.half)
+        self.paint = HashNetwork(config.grid, config.half, 3, generator)
+        self._fill(config.half, torch.device("cpu"))
         start = (self.grid.vertices.norm(dim=1) - config.radius) / self.grid.cell
         self._distances = nn.Parameter(start.clamp(-_FARTHEST, _FARTHEST))
         self._offsets = nn.Parameter(torch.zeros_like(self.grid.vertices))
-        self.paint = HashNetwork(config.grid, config.half, 3, generator)
+
+    def _fill(self, half: float, device: torch.device) -> None:
+        """Stretch the grids of shape and paint over the cube [-half, half]^3."""
+        half = float(torch.tensor(half))  # as a state keeps it
+        self.grid: TetrahedralGrid = tetrahedral_grid(self.config.resolution, half, device)
+        self.paint.extent = half
 
     def parameters_dict(self) -> dict[str, nn.Parameter]:
         """The trainable tensors by name."""
@@ -164,8 +176,8 @@ class MeshScene(TrainableScene):
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the parameters."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters_dict().items()}
+        """A copy of the parameters, and the size of the cube."""
+        return super().state() | {"half": torch.tensor(self.grid.half)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take what `state` returned, exactly. Optimisers are dropped: make them again.
@@ -174,9 +186,9 @@ class MeshScene(TrainableScene):
             CheckpointError: the state is incomplete, misshapen, not finite or of another kind of scene.
         """
         shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters_dict().items()}
-        check_state("mesh", state, shapes)
+        check_state("mesh", state, shapes | {"half": ()})
         device = state["distances"].device
-        self.grid = tetrahedral_grid(self.config.resolution, self.config.half, device)
+        self._fill(float(state["half"]), device)
         self._distances = nn.Parameter(state["distances"].detach().clone())
         self._offsets = nn.Parameter(state["offsets"].detach().clone())
         self.paint.to(device)
@@ -205,21 +217,18 @@ class MeshScene(TrainableScene):
         return rendering
 
     def _learn_paint(self, colors: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
-        """Regress the colours of points on and about the surface."""
-        surface = self.surface()
-        vertices = surface.vertices.detach()
+        """Regress the colours of points on the surface."""
+        with torch.no_grad():
+            surface = self.surface()
+            vertices, normals = (values.numpy() for values in (surface.vertices, surface.normals))
+            mesh = Mesh(vertices, surface.faces.int().numpy(), np.zeros_like(vertices), normals)
+            points, _, _ = sample_surface(mesh, _PAINT_POINTS, generator)
+            wanted = torch.cat([colors(part) for part in points.split(2**16)])
         optimizer = torch.optim.Adam(self.paint.parameters(), lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
-        a, b, c = (vertices[surface.faces[:, k]] for k in range(3))
-        areas = torch.linalg.cross(b - a, c - a).norm(dim=1).cumsum(dim=0)
         for step in range(_PAINT_STEPS):
             optimizer.param_groups[0]["lr"] = 1e-2 * 0.1 ** (step / _PAINT_STEPS)
-            draws = torch.rand(_PAINT_POINTS, 3, generator=generator).to(vertices)
-            face = torch.searchsorted(areas, draws[:, 0] * areas[-1]).clamp_max(len(areas) - 1)
-            u, v = draws[:, 1:2].sqrt(), draws[:, 2:3]
-            points = (1 - u) * a[face] + u * (1 - v) * b[face] + u * v * c[face]
-            with torch.no_grad():
-                wanted = colors(points)
-            loss = functional.mse_loss(self.colors(points), wanted)
+            chosen = torch.randint(len(points), (_PAINT_BATCH,), generator=generator)
+            loss = functional.mse_loss(self.colors(points[chosen]), wanted[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -233,16 +242,15 @@ def normal_consistency(surface: Surface) -> Tensor:
     Returns:
         A scalar, 0 (flat) to 2.
     """
+    from dreamkit_kernels.mesh_rasterize import mesh_edges  # type: ignore[import-not-found]
+
     faces = surface.faces
     a, b, c = (surface.vertices[faces[:, k]] for k in range(3))
     normals = functional.normalize(torch.linalg.cross(b - a, c - a), dim=1, eps=1e-12)
-    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).sort(dim=1).values
-    owner = torch.arange(len(faces), device=faces.device).repeat(3)
-    key = edges[:, 0] * len(surface.vertices) + edges[:, 1]
-    key, order = key.sort(stable=True)
-    shared = key[1:] == key[:-1]
-    first, second = owner[order[:-1]][shared], owner[order[1:]][shared]
-    return (1 - (normals[first] * normals[second]).sum(dim=1)).mean()
+    beyond = mesh_edges(faces)  # 3 f + i, or -1
+    own, edge = (beyond >= 0).nonzero().unbind(dim=1)
+    neighbour = beyond[own, edge].long() // 3
+    return (1 - (normals[own] * normals[neighbour]).sum(dim=1)).mean()
 
 
 def sign_entropy(

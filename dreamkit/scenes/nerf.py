@@ -110,10 +110,6 @@ class NerfScene(TrainableScene):
         else:
             self._occupancy.refresh(self.field, self.sharpness, generator)
 
-    def density(self, points: Tensor) -> Tensor:
-        """Density [N] at points [N, 3], per world unit."""
-        return self.field.density(self.field.raw(points), self.sharpness)
-
     @torch.no_grad()
     def half_light(self, cameras: Camera) -> Tensor:
         """Raw values [M] where the rays of B views have lost half of their light; rays that never do are left out."""
@@ -221,9 +217,8 @@ class NerfScene(TrainableScene):
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the parameters, the occupancy grid and the sharpness."""
-        tensors = {name: parameter.detach().clone() for name, parameter in self.parameters_dict().items()}
         kept = {"occupancy": self._occupancy.values.clone(), "sharpness": torch.tensor(self.sharpness)}
-        return tensors | kept
+        return super().state() | kept
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take what `state` returned, exactly. Optimisers are dropped: make them again.

@@ -117,9 +117,9 @@ class TrainableScene(ABC):
     def penalties(self, rendering: Rendering, moment: Moment) -> dict[str, Tensor]:
         """The penalties of the config, each times its weight, for adding to a loss. Weights of 0 are left out."""
 
-    @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """A copy of all that is needed to render or continue, by name."""
+        """A copy of all that is needed to render or continue, by name: the parameters, and what a kind adds."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters_dict().items()}
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Tensor]) -> None:

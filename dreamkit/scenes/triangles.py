@@ -205,6 +205,38 @@ def texture_colors(
     return (upper * (1 - down) + lower * down).astype(np.float32)
 
 
+def sample_surface_evenly(mesh: Mesh, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Points on the surface at about equal distances: independent ones crowd here and leave gaps there.
+
+    Lloyd's relaxation (1982) on eight times as many samples: each goes to the nearest point, and every point moves to
+    the sample that lies nearest to the mean of its own, four times.
+
+    Args:
+        mesh: of positive area.
+        count: how many, at least 1.
+        generator: on the CPU, the only source of randomness.
+
+    Returns:
+        Points, unit normals and colours, [count, 3] each, as `sample_surface` gives them.
+
+    Raises:
+        ConfigError: a count below 1.
+        SceneError: the mesh has no area.
+    """
+    from scipy.spatial import cKDTree
+
+    require_integer("The number of surface samples", count, 1)
+    points, normals, colors = sample_surface(mesh, 8 * count, generator)
+    samples = points.double().numpy()
+    tree, chosen = cKDTree(samples), np.arange(count)
+    for _ in range(4):
+        _, owner = cKDTree(samples[chosen]).query(samples)
+        members = np.bincount(owner, minlength=count)[:, None]
+        means = np.stack([np.bincount(owner, samples[:, k], minlength=count) for k in range(3)], axis=1)
+        _, chosen = tree.query(np.where(members > 0, means / np.maximum(members, 1), samples[chosen]))
+    return points[chosen], normals[chosen], colors[chosen]
+
+
 def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Points on the surface, uniform by area, with what is there.
 

@@ -184,14 +184,14 @@ def wireframe(scene: Scene, config: FilmConfig) -> Wireframe:
 
 
 def warn_of_place(scene: Scene, config: FilmConfig, cameras: Camera, listeners: Callback) -> None:
-    """Say so if cameras stand in the object, and how far away they would see it whole."""
+    """Say so if cameras stand in the ball that holds the object, and how far away they would see it whole."""
     reach = scene_radius(scene)
     count = int((cameras.radius < reach).sum())
     if count:
         whole = reach / math.sin(math.radians(0.5 * (config.fov or FOV)))
         listeners.on_message(
             "warning",
-            f"{count} of {len(cameras)} cameras stand inside the object: the nearest at a radius of "
+            f"{count} of {len(cameras)} cameras stand inside the ball about the object: the nearest at a radius of "
             f"{float(cameras.radius.min()):.3g}, and it reaches to {reach:.2g}. "
             f"Try a radius of {whole:.1f}, from which it is seen whole.",
         )

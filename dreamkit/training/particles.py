@@ -53,14 +53,15 @@ def continued(settings: SceneSettings, start: TrainableScene, generator: torch.G
         CheckpointError: a field of another size.
         SceneError: the other has no surface.
     """
-    new = new_scene(settings, generator)
-    if type(new) is type(start):
-        return scene_from_state(settings, start.state())
-    if isinstance(new, GaussianScene):
-        return gaussians_of(mesh_of(start), settings.gaussians, generator)
-    if isinstance(new, MeshScene):
-        return mesh_scene_of(start, settings.mesh, generator)
-    raise ConfigError(f"A scene {settings.scene!r} can't start from a {type(start).__name__}.", "Put fields first.")
+    match settings.scene:
+        case "gaussians" if not isinstance(start, GaussianScene):
+            return gaussians_of(mesh_of(start), settings.gaussians, generator)
+        case "mesh" if not isinstance(start, MeshScene):
+            return mesh_scene_of(start, settings.mesh, generator)
+        case "nerf" | "sdf" if not isinstance(start, NerfScene):
+            kind = type(start).__name__
+            raise ConfigError(f"A scene {settings.scene!r} can't start from a {kind}.", "Put fields first.")
+    return scene_from_state(settings, start.state())
 
 
 def scene_from_state(settings: SceneSettings, state: dict[str, Tensor]) -> TrainableScene:

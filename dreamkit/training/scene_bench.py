@@ -73,7 +73,7 @@ def bench_surface(scene: TrainableScene, subject: BenchObject, views: Capture) -
     """Cut, texture, write and read back the mesh of a scene that was fitted to a ground-truth object.
 
     Returns:
-        chamfer (share of the object's size, against points of the analytic surface that views can see), glb_psnr (dB of
+        chamfer (share of the object's size, against points all over the analytic surface), glb_psnr (dB of
         the file's pictures against the scene's own), mesh_seconds, and the mesh's figures.
     """
     started = time.perf_counter()

@@ -63,6 +63,9 @@ class StagedTrainer:
         settings: the run.
         teacher: the frozen diffusion model.
         reference: [3, H, W] a picture that the result should resemble.
+
+    Raises:
+        DreamkitError: a stage that can't be run, also a later one: better now than when the first is done.
     """
 
     def __init__(self, settings: SceneSettings, teacher: Teacher, reference: Tensor | None = None) -> None:
@@ -70,6 +73,8 @@ class StagedTrainer:
         self.teacher = teacher
         self._reference = reference
         self._earlier_calls = 0  # of critics that are gone
+        for later in settings.then:
+            SceneTrainer(later, teacher, reference)  # refuses what it can't do
         self._enter(0, None)
 
     def _enter(self, index: int, start: TrainableScene | None) -> None:

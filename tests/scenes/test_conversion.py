@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,11 @@ from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.conversion import (
     colors_of,
     gaussians_of,
+    half_light_level,
     inside_of,
     mesh_of,
     mesh_scene_of,
     shape_of,
-    surface_level,
 )
 from dreamkit.scenes.field_config import HashNetworkConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
@@ -84,8 +85,8 @@ def test_gaussians_on_the_surface_look_like_the_scene(kind):
 def test_where_rays_lose_half_of_their_light():
     scene = sphere("density")
     # raw = 400 (1 - r / 0.5) + a little: half the light is gone right behind the surface.
-    assert abs(surface_level(scene)) < 400 * 0.15
-    assert surface_level(sphere("volsdf")) == 0.0
+    assert abs(half_light_level(scene)) < 400 * 0.15
+    assert half_light_level(sphere("volsdf")) == 0.0
 
 
 def test_an_empty_scene_says_so():
@@ -101,3 +102,17 @@ def test_inside_and_colours_of_a_mesh():
     assert inside(points).tolist() == pytest.approx([-0.1, 0.1, 0.49], abs=0.02)
     assert torch.allclose(colors(points), torch.tensor(0.5), atol=0.05)
     assert shape_of(sphere("gaussians")).half < 0.65
+
+
+def test_what_is_larger_than_the_cube_keeps_its_size_through_a_checkpoint():
+    small = mesh_of(sphere("mesh"))
+    wide = replace(small, vertices=small.vertices * 2.6)
+    splats = gaussians_of(wide, GaussianConfig(count=3000), generator())
+    config = MeshSceneConfig(resolution=24)
+    scene = mesh_scene_of(splats, config, generator())
+    again = MeshScene(scene.state(), config)
+    with torch.no_grad():
+        first, second = (it.surface().vertices for it in (scene, again))
+        assert torch.equal(first, second)
+        assert float((first.norm(dim=1) - 1.3).abs().mean()) < 0.1
+        assert torch.equal(scene.colors(first), again.colors(second))

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from dreamkit.errors import ConfigError, SceneError
-from dreamkit.scenes.triangles import Mesh, TexturedMesh, sample_surface, texture_colors, vertex_normals, weld
+from dreamkit.scenes.triangles import (
+    Mesh,
+    TexturedMesh,
+    sample_surface,
+    sample_surface_evenly,
+    texture_colors,
+    vertex_normals,
+    weld,
+)
 
 
 def make_mesh(vertices, faces, colors=None):
@@ -207,3 +215,23 @@ def test_what_cannot_be_sampled():
     for flat in (make_mesh([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 1, 2]]), make_mesh(mesh.vertices, np.zeros((0, 3)))):
         with pytest.raises(SceneError, match="no area"):
             sample_surface(flat, 10, torch.Generator())
+
+
+def test_even_samples_leave_smaller_gaps():
+    from scipy.spatial import cKDTree
+
+    mesh = of_trimesh(trimesh.creation.icosphere(3))
+    probes, _, _ = sample_surface(mesh, 20_000, torch.Generator().manual_seed(1))
+    gaps = []
+    for sampler in (sample_surface, sample_surface_evenly):
+        points, normals, colors = sampler(mesh, 800, torch.Generator().manual_seed(0))
+        assert points.shape == normals.shape == colors.shape == (800, 3)
+        assert torch.allclose(points.norm(dim=1), torch.tensor(1.0), atol=0.02)
+        assert float((points * normals).sum(dim=1).min()) > 0.95
+        gaps.append(float(cKDTree(points.numpy()).query(probes.numpy())[0].max()))
+    assert gaps[1] < 0.8 * gaps[0]
+    again = sample_surface_evenly(mesh, 800, torch.Generator().manual_seed(0))[0]
+    assert torch.equal(again, sample_surface_evenly(mesh, 800, torch.Generator().manual_seed(0))[0])
+    assert len(sample_surface_evenly(mesh, 1, torch.Generator().manual_seed(0))[0]) == 1
+    with pytest.raises(ConfigError):
+        sample_surface_evenly(mesh, 0, torch.Generator())

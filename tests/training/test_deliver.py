@@ -150,7 +150,7 @@ def test_an_empty_film_and_a_camera_inside_are_told(tmp_path: Path) -> None:
     told = Recorder()
     render_films(gaussians(), FilmConfig(format="png", resolution=16, frames=2, radius=0.1), tmp_path / "near", told)
     assert len(told.warnings) == 1
-    assert "2 of 2 cameras stand inside the object: the nearest at a radius of 0.1" in told.warnings[0]
+    assert "2 of 2 cameras stand inside the ball about the object: the nearest at a radius of 0.1" in told.warnings[0]
     assert "Try a radius of" in told.warnings[0]
 
 

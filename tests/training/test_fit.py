@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_what_diverges_says_so(views: Capture) -> None:
 
 
 def test_the_bench_measures_every_kind(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(scene_bench, "BenchObject", lambda name: scene_bench_object(name))
+    monkeypatch.setattr(scene_bench, "BenchObject", partial(scene_bench.BenchObject, material="plain", size=32))
     assert main(["bench", "scenes", "--object", "cube", "--kinds", "gaussians,sdf", "--share", "0.01", "--json"]) == 0
     content = json.loads(capsys.readouterr().out.splitlines()[-1])
     kinds = {row["kind"]: row for row in content["fits"]}
@@ -75,13 +76,6 @@ def test_the_bench_measures_every_kind(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert kinds["sdf"]["figures"]["watertight"]
     assert 0 < kinds["sdf"]["chamfer"] < 0.5
     assert kinds["gaussians"]["psnr"] > 5
-
-
-def scene_bench_object(name: str) -> object:
-    return _Object(name=name, material="plain", size=32)
-
-
-_Object = scene_bench.BenchObject
 
 
 @pytest.mark.parametrize(

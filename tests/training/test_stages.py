@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dreamkit.errors import CheckpointError, ConfigError
+from dreamkit.errors import CheckpointError, ConfigError, TeacherError
 from dreamkit.files import plain
 from dreamkit.scenes.field_config import HashNetworkConfig
 from dreamkit.scenes.gaussians import GaussianScene
@@ -137,6 +137,10 @@ class TestRunning:
         one, two = straight.state(), second.state()
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+    def test_a_later_stage_that_cannot_run_is_refused_before_the_first_step(self) -> None:
+        with pytest.raises(TeacherError, match="critic"):
+            trainer(joined([stage("sdf", 3), stage("mesh", 2, objective="vsd")]))
 
     def test_a_state_of_another_stage_is_refused(self) -> None:
         run = trainer(staged())
