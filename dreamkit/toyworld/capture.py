@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from dreamkit.scenes.cameras import Camera
+from dreamkit.scenes.capture import Capture
 from dreamkit.toyworld.captions import Thing
 from dreamkit.toyworld.geometry import Placed, trace
 from dreamkit.toyworld.objects import get_object
@@ -18,23 +17,6 @@ from dreamkit.toyworld.shading import NOTHING, PARTS, Geometry, Look, shade, str
 
 _LIGHT = (0.45, 0.75, 0.5)
 _AMBIENT = 0.6
-
-
-@dataclass(frozen=True)
-class Capture:
-    """V views of something.
-
-    Args:
-        cameras: V cameras.
-        images: [V, 3, H, W] in [0, 1], over the background.
-        alphas: [V, 1, H, W] coverage in [0, 1].
-        background: [3] colour.
-    """
-
-    cameras: Camera
-    images: Tensor
-    alphas: Tensor
-    background: Tensor
 
 
 def capture_cameras(

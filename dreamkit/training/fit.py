@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dreamkit.errors import ConfigError, SceneError
+from dreamkit.scenes.capture import Capture
 from dreamkit.scenes.density import DensityConfig, DensityControl
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.gaussians import GaussianScene
@@ -15,7 +16,6 @@ from dreamkit.scenes.nerf import NerfScene
 from dreamkit.scenes.nerf_config import NerfConfig
 from dreamkit.scenes.ray_sampling import OccupancyUpkeep
 from dreamkit.scenes.trainable import Moment, TrainableScene, Upkeep
-from dreamkit.toyworld.capture import Capture
 from dreamkit.training.particles import seeded
 
 _SSIM_SHARE = 0.2

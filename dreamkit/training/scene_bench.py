@@ -15,12 +15,13 @@ import torch
 from dreamkit.errors import RunError
 from dreamkit.metrics.geometry import chamfer_distance
 from dreamkit.scenes.cameras import Camera
+from dreamkit.scenes.capture import Capture
 from dreamkit.scenes.export import export_mesh, load_mesh
 from dreamkit.scenes.nerf_config import NerfConfig
 from dreamkit.scenes.static_mesh import StaticMesh
 from dreamkit.scenes.trainable import TrainableScene
 from dreamkit.scenes.triangles import sample_surface
-from dreamkit.toyworld.capture import Capture, capture_cameras, capture_object
+from dreamkit.toyworld.capture import capture_cameras, capture_object
 from dreamkit.toyworld.geometry import Placed
 from dreamkit.toyworld.geometry import sample_surface as sample_truth
 from dreamkit.toyworld.objects import get_object

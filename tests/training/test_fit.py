@@ -10,10 +10,11 @@ import torch
 
 from dreamkit.cli.main import main
 from dreamkit.errors import ConfigError, SceneError
+from dreamkit.scenes.capture import Capture
 from dreamkit.scenes.field_config import HashNetworkConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.nerf_config import NerfConfig
-from dreamkit.toyworld.capture import Capture, capture_cameras, capture_object
+from dreamkit.toyworld.capture import capture_cameras, capture_object
 from dreamkit.training import scene_bench
 from dreamkit.training.fit import FitOptions, fit_gaussians, fit_nerf, held_out_psnr, over
 
