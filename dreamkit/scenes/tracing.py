@@ -22,6 +22,8 @@ from dreamkit.scenes.shading import Lighting
 
 _MOST_SAMPLES = 2**22
 """Samples of one pass: about 2 GB."""
+_TOUCHING = 1e-5
+"""World units by which the end of an interval and the start of the next may differ from rounding."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Tracer:
         samples, sampler_loss = self._visible(rays)
         points = rays.points(samples)
         raw, colors = self.field(points)
-        weights = render_weights(self._density(raw, samples, rays), samples)
+        weights = render_weights(self._density(samples, rays, raw), samples)
         normals = None
         if with_normals or lighting is not None:
             normals, _ = self.field.normals(points, differentiable=True)
@@ -124,23 +126,34 @@ class Tracer:
                 "Use fewer views, a lower resolution or a longer nerf.step.",
             )
         with torch.no_grad():
-            raw = self.field.raw(rays.points(samples))
-            weights = render_weights(self._density(raw, samples, rays), samples)
+            weights = render_weights(self._density(samples, rays), samples)
         loss = None
         if proposed is not None and torch.is_grad_enabled():
             loss = proposal_loss(samples, weights, *proposed)
         return chosen(samples, weights > self.field.config.weight_threshold), loss
 
-    def _density(self, raw: Tensor, samples: Any, rays: RayBundle) -> Tensor:
-        """The density of each interval; NeuS has one of the whole interval, from the distances at its two ends."""
+    def _density(self, samples: Any, rays: RayBundle, raw: Tensor | None = None) -> Tensor:
+        """The density of each interval, from the raw values in their middles [S], if they are known.
+
+        NeuS has one of the whole interval, from the distances at its two ends.
+        """
         if self.field.config.geometry != "neus":
-            return self.field.density(raw, self.sharpness)
-        index = samples.rays
-        ends = torch.cat([samples.starts, samples.ends])[:, None]
-        places = rays.origins[index].repeat(2, 1) + ends * rays.directions[index].repeat(2, 1)
-        before, behind = torch.sigmoid(self.sharpness * self.field.raw(places)).chunk(2)
+            return self.field.density(self.field.raw(rays.points(samples)) if raw is None else raw, self.sharpness)
+        before, behind = torch.sigmoid(self.sharpness * self._at_ends(samples, rays)).unbind()
         opacity = ((before - behind) / (before + 1e-6)).clamp(0, 1 - 1e-6)
         return -torch.log1p(-opacity) / (samples.ends - samples.starts).clamp_min(1e-9)
+
+    def _at_ends(self, samples: Any, rays: RayBundle) -> Tensor:
+        """Raw values [2, S] where intervals start and end; where one ends and the next starts is asked once."""
+        starts, ends, index = samples.starts, samples.ends, samples.rays
+        begins = torch.ones_like(index, dtype=torch.bool)
+        begins[1:] = (index[1:] != index[:-1]) | ((starts[1:] - ends[:-1]).abs() > _TOUCHING)
+        first = begins.nonzero()[:, 0]
+        along = torch.cat([starts[first], ends])[:, None]
+        ray = torch.cat([index[first], index])
+        values = self.field.raw(rays.origins[ray] + along * rays.directions[ray])
+        beginning, behind = values[: len(first)], values[len(first) :]
+        return torch.stack([behind.roll(1).index_put((first,), beginning), behind])
 
 
 def chosen(

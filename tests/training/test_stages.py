@@ -63,7 +63,7 @@ class TestWhatIsAskedFor:
         options = GenerateOptions("a red mug", stages="sdf:sds:50,mesh:vsd", options=("critic.rank=2",), seed=4)
         made = settings_for(options)
         first, second = made.stages
-        assert (first.scene, first.objective, first.steps, first.nerf.geometry) == ("sdf", "sds", 50, "volsdf")
+        assert (first.scene, first.objective, first.steps, first.nerf.geometry) == ("sdf", "sds", 50, "neus")
         assert (second.scene, second.objective, second.steps) == ("mesh", "vsd", 250)
         assert first.critic.rank == second.critic.rank == 2
         assert first.seed == second.seed == 4
