@@ -200,8 +200,10 @@ def _composite_gradients(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | 
 composite.register_autograd(_composite_gradients, setup_context=_save_composite)
 
 
-def rasterize_kernels(gaussians: Gaussians, view: View, settings: Settings, backend: str) -> Rasterization:
-    """Render by a backend's kernels. Arguments must have passed `check_arguments` and be what the backend takes."""
+def project_gaussians(
+    gaussians: Gaussians, view: View, settings: Settings, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`project` of checked arguments; the colours are only asked whether they are finite, and may have any shape."""
     numbers = [float(view.width), float(view.height), view.near, min(view.far, 3e38), settings.eps2d]
     means2d, geometry, places, radii = project(
         gaussians.means,
@@ -216,6 +218,12 @@ def rasterize_kernels(gaussians: Gaussians, view: View, settings: Settings, back
         view.projection == "orthographic",
         backend,
     )
+    return means2d, geometry, places, radii
+
+
+def rasterize_kernels(gaussians: Gaussians, view: View, settings: Settings, backend: str) -> Rasterization:
+    """Render by a backend's kernels. Arguments must have passed `check_arguments` and be what the backend takes."""
+    means2d, geometry, places, radii = project_gaussians(gaussians, view, settings, backend)
     colors = gaussians.colors
     if colors.dim() == 3:
         degree = math.isqrt(colors.shape[1]) - 1 if settings.sh_degree is None else settings.sh_degree
