@@ -1,4 +1,4 @@
-"""`dreamkit render RUN`: films and pictures of a run's scene, in several styles along camera paths."""
+"""`dreamkit render RUN|FILE`: films and pictures of a scene, in several styles along camera paths."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from dreamkit.cli.asset_files import OUTPUTS, OutFolder, Source, asset_file, results_folder, source_word
 from dreamkit.cli.output import print_json, print_rows
-from dreamkit.cli.parsing import Folder, RunFolder, parse
+from dreamkit.cli.parsing import parse
 from dreamkit.runs import Run
 from dreamkit.training.callbacks import Callback, Level
 
@@ -29,14 +30,18 @@ class Render:
     Without any option: turntable.mp4 and contact_sheet.png in the run's renders/ folder, again. With some, a film a
     style: renders/<path>-<style>.<format>.
 
+    A splat or a mesh that was made elsewhere (.ply, .compressed.ply, .splat, .glb, .obj) is filmed too, whatever its
+    size and place: the ball about it counts as the unit ball about the origin, but along a FILE of cameras it stays
+    where it is. Its films lie beside it and begin with its name.
+
     A path's FILE is JSON in nerfstudio's style: {"camera_path": [{"camera_to_world": [16 numbers, row by row],
     "fov": 50}, ...]}, or a transforms.json with "frames" of "transform_matrix", and "fl_y" and "h" in
     pixels. Matrices lead from the camera to the world, in OpenGL's axes (x right, y up, looking along -z); in the
     world y is up, and the object sits about the origin with its front at +z.
     """
 
-    run: RunFolder
-    """The run folder, or "latest"."""
+    run: Source
+    """The run folder, "latest", or a file."""
     style: Annotated[
         str | None,
         tyro.conf.arg(metavar="rgb|normal|depth|clay|wireframe", help_behavior_hint=_hint("rgb")),
@@ -80,8 +85,8 @@ class Render:
     """Width of a wireframe's lines, pixels."""
     device: Annotated[str | None, tyro.conf.arg(metavar="auto|cpu|cuda", help_behavior_hint=_hint("auto"))] = None
     """Where to render; auto takes a GPU if there is one."""
-    out: Folder = "outputs"
-    """Where "latest" looks."""
+    out: OutFolder = None
+    """Where "latest" looks; where what is made of a file goes."""
     json: bool = False
     """Print one JSON object as the last line of stdout."""
 
@@ -130,18 +135,31 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     command = parse(Render, "render", arguments)
-    folder = Run.open(command.run, command.out).path
+    file = asset_file(command.run)
+    source = Run.open(command.run, command.out or OUTPUTS).path if file is None else file
     film = command.film()
-    from dreamkit.training.generate import render
     from dreamkit.training.progress import progress_display
 
     note = WarningNote()
-    options: dict[str, Any] = {} if film is None else {"film": film}
     with progress_display() as progress:
-        renders: dict[str, Path] = render(str(folder), [progress, note], **options)
+        renders = _render(source, file is None, command.out, film, [progress, note])
     paths = {name: str(path) for name, path in renders.items()}
     if command.json:
-        print_json({"run": str(folder), "renders": paths, "warnings": note.warnings})
+        print_json({source_word(file): str(source), "renders": paths, "warnings": note.warnings})
     else:
         print_rows(paths)
     return 0
+
+
+def _render(
+    source: Path, is_run: bool, out: str | None, film: FilmConfig | None, callbacks: list[Callback]
+) -> dict[str, Path]:
+    """Film a run or a file; returns name -> file."""
+    if is_run:
+        from dreamkit.training.generate import render
+
+        options: dict[str, Any] = {} if film is None else {"film": film}
+        return render(str(source), callbacks, **options)
+    from dreamkit.training.made_elsewhere import open_asset, render_asset
+
+    return render_asset(open_asset(source), results_folder(source, out), film, callbacks)

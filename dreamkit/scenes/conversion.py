@@ -17,6 +17,7 @@ from dreamkit.scenes.mesh import MeshConfig, extract_mesh, field_mesh
 from dreamkit.scenes.mesh_config import MeshSceneConfig
 from dreamkit.scenes.mesh_scene import MeshScene
 from dreamkit.scenes.nerf import NerfScene
+from dreamkit.scenes.static_mesh import StaticMesh
 from dreamkit.scenes.trainable import TrainableScene
 from dreamkit.scenes.triangles import Mesh, sample_surface, sample_surface_evenly, vertex_normals
 
@@ -53,12 +54,12 @@ def shape_of(scene: TrainableScene) -> Shape:
     return Shape(inside_of(mesh), colors_of(mesh), float(np.abs(mesh.vertices).max()) * 1.05)
 
 
-def mesh_of(scene: TrainableScene, config: MeshConfig | None = None) -> Mesh:
-    """A closed, coloured surface of a scene of any kind.
+def mesh_of(scene: TrainableScene | StaticMesh, config: MeshConfig | None = None) -> Mesh:
+    """A coloured surface of a scene of any kind: closed, unless it is a finished mesh that is not.
 
     Args:
         scene: what to cut.
-        config: resolution and cleaning; of a mesh scene only `max_faces` matters.
+        config: resolution and cleaning; of a mesh only `max_faces` matters.
 
     Raises:
         SceneError: the scene has no surface; what to try.
@@ -68,6 +69,8 @@ def mesh_of(scene: TrainableScene, config: MeshConfig | None = None) -> Mesh:
         return extract_mesh(scene, config)
     if isinstance(scene, MeshScene):
         return _mesh_of_mesh(scene, config)
+    if isinstance(scene, StaticMesh):
+        return _of_fewer_faces(scene.mesh, config.max_faces)
     if isinstance(scene, NerfScene):
         level = half_light_level(scene) if config.level is None else scene.field.raw_of(config.level)
         return field_mesh(
@@ -162,4 +165,15 @@ def _mesh_of_mesh(scene: MeshScene, config: MeshConfig) -> Mesh:
     vertices = surface.vertices.cpu().numpy().astype(np.float32)
     points, faces = decimate(vertices, surface.faces.cpu().numpy().astype(np.int32), config.max_faces)
     colors = scene.colors(torch.from_numpy(points).to(scene.device)).cpu().numpy()
+    return Mesh(points, faces, colors, vertex_normals(points, faces))
+
+
+def _of_fewer_faces(mesh: Mesh, most: int) -> Mesh:
+    """The mesh itself, or a decimated one with the colours of its surface at the vertices."""
+    from dreamkit.scenes.isosurface import decimate
+
+    if len(mesh.faces) <= most:
+        return mesh
+    points, faces = decimate(*mesh.surface(), most)
+    colors = colors_of(mesh)(torch.from_numpy(points)).numpy().astype(np.float32)
     return Mesh(points, faces, colors, vertex_normals(points, faces))

@@ -6,6 +6,7 @@ its numbers must be finite, its indices in range and its picture of a size that 
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from dreamkit.errors import SceneError
 from dreamkit.files import atomic_path
-from dreamkit.scenes.asset_files import by_suffix, read_bytes
+from dreamkit.scenes.asset_files import by_suffix, read_bytes, suffix_of
 from dreamkit.scenes.density_grid import Floats
+from dreamkit.scenes.mesh_limits import check_glb, check_obj
 from dreamkit.scenes.triangles import (
     Faces,
     Mesh,
@@ -30,6 +32,8 @@ from dreamkit.scenes.triangles import (
 
 _MAX_TEXTURE = 8192
 """Texels along a side of a texture that is read."""
+_MAX_COMPANIONS = 2**30
+"""Bytes of all materials and pictures that an .obj names."""
 _CLAMPED = {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}
 """Linear, with smaller versions of the picture for the distance, held at the edges."""
 
@@ -167,7 +171,7 @@ def load_mesh(path: Path | str) -> Mesh:
     """Read a .glb or .obj mesh with a texture or vertex colours (white where there are none).
 
     Args:
-        path: the file.
+        path: the file; of an .obj, its materials and pictures are looked for in the same folder and those in it.
 
     Returns:
         The mesh, colours in sRGB; all parts of a GLB's scene joined in the scene's frame. A `TexturedMesh` if there is
@@ -175,28 +179,68 @@ def load_mesh(path: Path | str) -> Mesh:
         materials are not applied.
 
     Raises:
-        SceneError: another suffix, or a file that is missing, broken or empty.
+        SceneError: another suffix, or a file that is missing, broken, empty, or needs memory out of all proportion.
     """
     import trimesh
 
     by_suffix(path, {".glb": write_glb, ".obj": write_obj}, "mesh")
-    data = read_bytes(Path(path))
-    linear = Path(path).suffix.lower() == ".glb"
+    path = Path(path)
+    data = read_bytes(path)
+    linear = suffix_of(path) == ".glb"
+    (check_glb if linear else check_obj)(data)
     # An OBJ's vertex has one uv only when trimesh keeps the order, and a seam needs two.
     ordered = linear or b"\nvt " not in data
+    companions = _companions(path, {} if linear else None)
     try:
-        scene = trimesh.load_scene(path, process=False, maintain_order=ordered)
-        parts = [part for node in scene.graph.nodes_geometry if len((part := _placed(scene, node, linear)).faces)]
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            scene = trimesh.load_scene(
+                io.BytesIO(data),
+                file_type=suffix_of(path)[1:],
+                resolver=companions,
+                process=False,
+                maintain_order=ordered,
+            )
+            parts = [part for node in scene.graph.nodes_geometry if len((part := _placed(scene, node, linear)).faces)]
     except SceneError:
         raise
     except Exception as error:  # trimesh lets any error of a broken file through
-        raise SceneError(f"{path} can't be read as a mesh: {error}.", "Export it again.") from error
+        raise SceneError(f"{path} can't be read as a mesh: {str(error)[:200]}.", "Export it again.") from error
     if not parts:
         raise SceneError(f"{path} holds no triangles.", "Export it again.")
     mesh = parts[0] if len(parts) == 1 else _joined(parts)
     if not all(np.isfinite(values).all() for values in vars(mesh).values()):
         raise SceneError(f"{path} holds values that are not finite.", "Export it again.")
     return mesh
+
+
+def _companions(path: Path, nothing: dict[str, bytes] | None) -> Any:
+    """Where trimesh gets what a mesh refers to: the files of its folder, or nothing at all.
+
+    A .glb holds all it needs; one that asks for other files gets none. What an .obj names must be files, small enough.
+    """
+    if nothing is not None:
+        return nothing
+    from trimesh.resolvers import FilePathResolver
+
+    class Companions(FilePathResolver):
+        """As its parent, which refuses what is outside; devices and huge files are refused too."""
+
+        left = _MAX_COMPANIONS
+
+        def get(self, name: str) -> bytes:
+            """A companion's bytes."""
+            for candidate in (name.strip(), Path(name.strip()).name):
+                try:
+                    found = self.absolute(candidate)
+                except ValueError:  # outside
+                    continue
+                if found.exists():
+                    data = read_bytes(found, self.left)
+                    self.left -= len(data)
+                    return data
+            raise FileNotFoundError(name)
+
+    return Companions(str(path))
 
 
 def _joined(parts: list[Mesh]) -> Mesh:

@@ -261,7 +261,7 @@ class NerfScene(TrainableScene):
 
     def _range(self, origins: Tensor) -> tuple[float, float]:
         """Distances from which, and up to which, rays from these places can be in the cube."""
-        distance, reach = origins.norm(dim=1), math.sqrt(3) * self.config.half
+        distance, reach = origins.detach().norm(dim=1), math.sqrt(3) * self.config.half
         return max(float(distance.min()) - reach, 0.0), float(distance.max()) + reach
 
     def _behind(self, rays: RayBundle, background: Tensor | None) -> Tensor:

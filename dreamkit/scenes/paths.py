@@ -180,6 +180,19 @@ def _matrix(frame: Mapping[str, Any], place: str) -> Tensor:
     values = frame.get("camera_to_world", frame.get("transform_matrix"))
     if values is None:
         raise SceneError(f'{place} has neither "camera_to_world" nor "transform_matrix".', _FORMAT)
+    return rigid_matrix(values, place)
+
+
+def rigid_matrix(values: Any, place: str) -> Tensor:
+    """[4, 4] float64 from four rows of four numbers, or the 16 one after the other: a rotation and a translation.
+
+    Args:
+        values: what a file holds.
+        place: where, for the message.
+
+    Raises:
+        SceneError: it is none, or not finite.
+    """
     try:
         matrix = torch.tensor(values, dtype=torch.float64).reshape(4, 4)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -55,15 +55,24 @@ def read_image(path: Path, background: float = 0.85) -> Tensor:
     Raises:
         SceneError: there is no such file, or it is no picture.
     """
+    pixels = read_rgba(path)
+    return pixels[:3] * pixels[3:] + background * (1 - pixels[3:])
+
+
+def read_rgba(path: Path) -> Tensor:
+    """A picture from a file with its transparency, [4, H, W] in [0, 1], colours not multiplied by it.
+
+    Raises:
+        SceneError: there is no such file, or it is no picture.
+    """
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
             layers = np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise SceneError(f"{path} is no picture that can be read: {error}.", "Give a PNG or JPEG file.") from error
-    pixels = torch.from_numpy(layers).permute(2, 0, 1)
-    return pixels[:3] * pixels[3:] + background * (1 - pixels[3:])
+    return torch.from_numpy(layers).permute(2, 0, 1)
 
 
 def save_image(

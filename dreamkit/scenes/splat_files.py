@@ -1,4 +1,4 @@
-"""Gaussians as files: PLY (3D Gaussian Splatting) and .splat, out and in.
+"""Gaussians as files: PLY (3D Gaussian Splatting), compressed PLY (PlayCanvas) and .splat, out and in.
 
 A file that is read is not trusted: its counts are bounded by its size before anything is allocated, and its numbers
 must be finite.
@@ -7,28 +7,26 @@ must be finite.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamkit.errors import SceneError
 from dreamkit.files import atomic_path
+from dreamkit.scenes import compressed_ply
 from dreamkit.scenes.asset_files import read_bytes
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.gaussians import SH_C0, GaussianScene
+from dreamkit.scenes.ply_tables import read_tables
 
-_PLY_TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
-    "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
-    "double": "f8", "float64": "f8",
-}  # fmt: skip
-_MAX_HEADER = 65_536
 _SPLAT = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("color", "u1", 4), ("rotation", "u1", 4)])
 _LIMITS = {"means": 1e6, "log_scales": 40.0, "opacity_logits": 1e4, "quaternions": 1e6, "sh_base": 1e4, "sh_rest": 1e4}
+_DEGREES = {0: 0, 9: 1, 24: 2, 45: 3}
+"""Degree by the number of f_rest columns."""
+_OPACITIES = (1e-3, 1.0 - 1e-3)
+"""What 8 bits of opacity are kept within: 0 and 1 have no logit."""
 
 
 def write_ply(scene: GaussianScene, path: Path | str) -> None:
@@ -66,7 +64,9 @@ def write_ply(scene: GaussianScene, path: Path | str) -> None:
 
 
 def read_ply(path: Path | str) -> GaussianScene:
-    """Read a PLY in the layout of 3D Gaussian Splatting (binary, either byte order, any property types).
+    """Read a PLY in the layout of 3D Gaussian Splatting, or a compressed one.
+
+    Binary, in either byte order and of any property types; `compressed_ply` says how exact a compressed one is.
 
     Args:
         path: the file.
@@ -79,17 +79,26 @@ def read_ply(path: Path | str) -> GaussianScene:
             or absurdly large.
     """
     path = Path(path)
-    data = read_bytes(path)
-    rows = _ply_rows(path, data)
+
+    def broken(reason: str) -> SceneError:
+        return SceneError(f"{path} is no PLY of Gaussians: {reason}.", "Use a binary PLY of 3D Gaussian Splatting.")
+
+    tables = read_tables(read_bytes(path), compressed_ply.ELEMENTS, broken)
+    if "vertex" not in tables:
+        raise broken("it has no vertex element")
+    if not len(tables["vertex"]):
+        raise broken("it holds no Gaussians")
+    if "chunk" in tables:
+        return _compressed_scene(path, compressed_ply.decode(tables, broken))
+    rows = tables["vertex"]
     names = set(rows.dtype.names or ())
     rest = sorted((n for n in names if re.fullmatch(r"f_rest_\d{1,3}", n)), key=lambda n: int(n[7:]))
-    degree = {0: 0, 9: 1, 24: 2, 45: 3}.get(len(rest))
+    degree = _DEGREES.get(len(rest))
     wanted = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"]
     wanted += ["rot_0", "rot_1", "rot_2", "rot_3", *(f"f_rest_{k}" for k in range(len(rest)))]
     missing = [name for name in wanted if name not in names]
     if missing or degree is None:
-        reason = f"lacks {', '.join(missing)}" if missing else f"has {len(rest)} f_rest columns, not 0, 9, 24 or 45"
-        raise SceneError(f"{path} is no scene of Gaussians: it {reason}.", "Use a PLY of 3D Gaussian Splatting.")
+        raise broken(f"it lacks {', '.join(missing)}" if missing else f"it has {len(rest)} f_rest columns")
 
     def columns(*group: str) -> Tensor:
         with np.errstate(over="ignore"):  # a double too large for a float becomes infinite, and is refused below
@@ -105,6 +114,44 @@ def read_ply(path: Path | str) -> GaussianScene:
     if rest:
         state["sh_rest"] = columns(*rest).reshape(len(rows), 3, -1).transpose(1, 2).contiguous()
     return _checked_scene(path, state, degree)
+
+
+def write_compressed_ply(scene: GaussianScene, path: Path | str) -> None:
+    """Write PlayCanvas' compressed PLY, a quarter of the size or less; `compressed_ply` says how exact it is.
+
+    Args:
+        scene: what to write.
+        path: the file to write or replace.
+
+    Raises:
+        SceneError: parameters that are not finite.
+        RunError: the system refused the write.
+    """
+    tensors = _plain_tensors(scene)
+    parts = (
+        tensors["means"], tensors["log_scales"], tensors["quaternions"], torch.sigmoid(tensors["opacity_logits"]),
+        tensors["sh"][:, 0], tensors["sh"][:, 1:],
+    )  # fmt: skip
+    data = compressed_ply.encode(compressed_ply.Columns(*(part.numpy() for part in parts)))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _compressed_scene(path: Path, columns: compressed_ply.Columns) -> GaussianScene:
+    """The scene of what a compressed PLY holds."""
+    means, log_scales, quaternions, opacities, base, rest = (
+        torch.from_numpy(np.ascontiguousarray(values, np.float32)) for values in columns
+    )
+    state = {
+        "means": means,
+        "log_scales": log_scales,
+        "quaternions": quaternions,
+        "opacity_logits": opacities.clamp(*_OPACITIES).logit(),
+        "sh_base": base[:, None],
+    }
+    if rest.shape[1]:
+        state["sh_rest"] = rest
+    return _checked_scene(path, state, _DEGREES[3 * rest.shape[1]])
 
 
 def write_splat(scene: GaussianScene, path: Path | str) -> None:
@@ -162,7 +209,7 @@ def read_splat(path: Path | str) -> GaussianScene:
         "means": torch.from_numpy(rows["mean"].astype(np.float32)),
         "log_scales": torch.from_numpy(rows["scale"].astype(np.float32)).clamp_min(1e-8).log(),
         "quaternions": (torch.from_numpy(rows["rotation"].astype(np.float32)) - 128.0) / 128.0,
-        "opacity_logits": rgba[:, 3].clamp(1e-3, 1.0 - 1e-3).logit(),
+        "opacity_logits": rgba[:, 3].clamp(*_OPACITIES).logit(),
         "sh_base": ((rgba[:, :3] - 0.5) / SH_C0)[:, None],
     }
     return _checked_scene(path, state, 0)
@@ -203,57 +250,3 @@ def _checked_scene(path: Path, state: dict[str, Tensor], degree: int) -> Gaussia
                 "The file is damaged: export it again.",
             )
     return GaussianScene(state, GaussianConfig(count=len(state["means"]), sh_degree=degree))
-
-
-def _ply_rows(path: Path, data: bytes) -> NDArray[np.void]:
-    """The vertex element of a binary PLY as a structured array that shares the file's bytes.
-
-    Raises:
-        SceneError: not a binary PLY, a header that is cut off or unknown, or fewer bytes than it promises.
-    """
-
-    def broken(reason: str) -> SceneError:
-        return SceneError(f"{path} is no PLY of Gaussians: {reason}.", "Use a binary PLY of 3D Gaussian Splatting.")
-
-    header, found, _ = data[:_MAX_HEADER].partition(b"end_header\n")
-    if not data.startswith(b"ply") or not found:
-        raise broken("it does not start with a PLY header")
-    order, elements = _ply_elements(header.decode("ascii", "replace"), broken)
-    offset = len(header) + len(found)
-    for name, count, properties in elements:
-        if len({column for column, _ in properties}) != len(properties):
-            raise broken(f"its {name} has a property twice")
-        dtype = np.dtype([(column, order + kind) for column, kind in properties])
-        if count * dtype.itemsize > len(data) - offset:
-            raise broken(f"it promises {count} of {name} and ends before")
-        if name == "vertex":
-            if count == 0 or dtype.itemsize == 0:
-                raise broken("it holds no Gaussians")
-            return np.frombuffer(data, dtype, count, offset)
-        offset += count * dtype.itemsize
-    raise broken("it has no vertex element")
-
-
-def _ply_elements(
-    header: str, broken: Callable[[str], SceneError]
-) -> tuple[str, list[tuple[str, int, list[tuple[str, str]]]]]:
-    """Byte order and elements (name, count, [(property, numpy type)]) up to and with the vertices."""
-    order = ""
-    elements: list[tuple[str, int, list[tuple[str, str]]]] = []
-    for line in header.splitlines()[1:]:
-        match line.split():
-            case [] | ["comment", *_] | ["obj_info", *_]:
-                continue
-            case ["format", ("binary_little_endian" | "binary_big_endian") as name, "1.0"]:
-                order = "<" if name == "binary_little_endian" else ">"
-            case ["element", name, count] if count.isascii() and count.isdigit() and len(count) <= 12:
-                if elements and elements[-1][0] == "vertex":
-                    break
-                elements.append((name, int(count), []))
-            case ["property", kind, name] if kind in _PLY_TYPES and elements:
-                elements[-1][2].append((name, _PLY_TYPES[kind]))
-            case _:
-                raise broken(f"its header says {line[:60]!r}")
-    if not order:
-        raise broken("its header names no binary format")
-    return order, elements

@@ -63,6 +63,7 @@ class StaticMesh:
     """
 
     def __init__(self, mesh: Mesh, device: torch.device | str = "cpu") -> None:
+        self.mesh = mesh
         self.vertices = torch.from_numpy(mesh.vertices).float().to(device)
         self.faces = torch.from_numpy(mesh.faces).long().to(device)
         self.normals = torch.from_numpy(mesh.normals).float().to(device)

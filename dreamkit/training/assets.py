@@ -6,14 +6,15 @@ from pathlib import Path
 import torch
 
 from dreamkit.checks import require_choice, require_integer
-from dreamkit.scenes.conversion import gaussians_of, mesh_of, shape_of
+from dreamkit.scenes.conversion import colors_of, gaussians_of, mesh_of, shape_of
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.gaussians import GaussianScene
 from dreamkit.scenes.isosurface import MeshConfig
+from dreamkit.scenes.static_mesh import StaticMesh
 from dreamkit.scenes.trainable import TrainableScene
-from dreamkit.scenes.triangles import Mesh, MeshFigures
+from dreamkit.scenes.triangles import Mesh, MeshFigures, TexturedMesh
 
-SPLATS = ("ply", "splat")
+SPLATS = ("ply", "splat", "compressed.ply")
 MESHES = ("glb", "obj")
 FORMATS = (*SPLATS, *MESHES)
 
@@ -41,7 +42,7 @@ class AssetOptions:
             require_integer("--texture", self.texture, 16, 8192)
 
 
-def as_gaussians(scene: TrainableScene, options: AssetOptions) -> GaussianScene:
+def as_gaussians(scene: TrainableScene | StaticMesh, options: AssetOptions) -> GaussianScene:
     """The scene itself if it is made of Gaussians, else flat ones on its surface.
 
     Raises:
@@ -54,8 +55,8 @@ def as_gaussians(scene: TrainableScene, options: AssetOptions) -> GaussianScene:
     return gaussians_of(mesh, config, torch.Generator().manual_seed(options.seed))
 
 
-def as_mesh(scene: TrainableScene, options: AssetOptions) -> Mesh:
-    """The scene's surface, with a texture or vertex colours.
+def as_mesh(scene: TrainableScene | StaticMesh, options: AssetOptions) -> Mesh:
+    """The scene's surface, with a texture or vertex colours. A finished mesh that asks for nothing else stays as it is.
 
     Raises:
         SceneError: it has no surface.
@@ -63,18 +64,21 @@ def as_mesh(scene: TrainableScene, options: AssetOptions) -> Mesh:
     from dreamkit.scenes.atlas import textured
 
     mesh = mesh_of(scene, MeshConfig(resolution=options.resolution, max_faces=options.faces))
-    default = 0 if isinstance(scene, GaussianScene) else 1024
-    size = default if options.texture is None else options.texture
-    if not size:
+    finished = scene.mesh if isinstance(scene, StaticMesh) else None
+    if mesh is finished and options.texture is None:
         return mesh
-    colors = shape_of(scene).colors
+    plain = isinstance(scene, GaussianScene) or (finished is not None and not isinstance(finished, TexturedMesh))
+    size = (0 if plain else 1024) if options.texture is None else options.texture
+    if not size:
+        return Mesh(mesh.vertices, mesh.faces, mesh.colors, mesh.normals)
+    colors = colors_of(finished) if finished is not None else shape_of(scene).colors  # type: ignore[arg-type]
     return textured(mesh, lambda points, normals: colors(points), size)
 
 
 def export_format(
     scene: TrainableScene, folder: Path, kind: str, options: AssetOptions | None = None
 ) -> tuple[Path, MeshFigures | None]:
-    """Write the asset as `scene.ply`, `scene.splat`, `mesh.glb` or `mesh.obj`.
+    """Write the asset as `scene.ply`, `scene.splat`, `scene.compressed.ply`, `mesh.glb` or `mesh.obj`.
 
     Args:
         scene: of any kind, on the CPU.
@@ -89,15 +93,28 @@ def export_format(
         ConfigError: another format.
         SceneError: the scene has nothing to export.
     """
-    from dreamkit.scenes.export import export_mesh, export_scene
-
     require_choice("The format", kind, FORMATS)
     options = options or AssetOptions()
-    if kind in SPLATS:
-        path = folder / f"scene.{kind}"
-        export_scene(as_gaussians(scene, options), path)
-        return path, None
-    path = folder / f"mesh.{kind}"
-    mesh = as_mesh(scene, options)
-    export_mesh(mesh, path)
-    return path, mesh.figures()
+    return write_asset(as_gaussians(scene, options) if kind in SPLATS else as_mesh(scene, options), folder, kind)
+
+
+def write_asset(
+    content: GaussianScene | Mesh, folder: Path, kind: str, prefix: str = ""
+) -> tuple[Path, MeshFigures | None]:
+    """Write Gaussians or a mesh in a format that holds them; the name begins with a prefix.
+
+    Returns:
+        The file, and the figures of a mesh.
+
+    Raises:
+        SceneError: values that are not finite.
+    """
+    from dreamkit.scenes.export import export_mesh, export_scene
+
+    if isinstance(content, Mesh):
+        path = folder / f"{prefix}mesh.{kind}"
+        export_mesh(content, path)
+        return path, content.figures()
+    path = folder / f"{prefix}scene.{kind}"
+    export_scene(content, path)
+    return path, None

@@ -14,6 +14,7 @@ from dreamkit.scenes.cameras import Camera, turntable
 from dreamkit.scenes.film_config import BACKGROUNDS, FOV, FilmConfig
 from dreamkit.scenes.films import AddFrame, open_film, write_video
 from dreamkit.scenes.rendering import Rendering, Scene
+from dreamkit.scenes.static_mesh import StaticMesh
 from dreamkit.scenes.styles import (
     Style,
     clay_picture,
@@ -59,13 +60,14 @@ def turntable_views(scene: Scene, count: int, size: int, listeners: Callback | N
     return torch.stack(views)
 
 
-def render_scene(scene: Scene, folder: Path, listeners: Callback) -> dict[str, Path]:
-    """Write turntable.mp4 and contact_sheet.png (8 views) into a folder; returns name -> file."""
+def render_scene(scene: Scene, folder: Path, listeners: Callback, prefix: str = "") -> dict[str, Path]:
+    """Write turntable.mp4 and contact_sheet.png (8 views) into a folder, names after a prefix; returns name -> file."""
     from dreamkit.scenes.pictures import contact_sheet
 
     listeners.on_stage("rendering the turntable", TURNTABLE_FRAMES)
     frames = turntable_views(scene, TURNTABLE_FRAMES, PICTURE_SIZE, listeners)
-    files = {"turntable": folder / "turntable.mp4", "contact_sheet": folder / "contact_sheet.png"}
+    names = {"turntable": "turntable.mp4", "contact_sheet": "contact_sheet.png"}
+    files = {key: folder / f"{prefix}{name}" for key, name in names.items()}
     write_video(frames, files["turntable"], fps=24)
     labels = [f"{index * 360 // SHEET_VIEWS}\N{DEGREE SIGN}" for index in range(SHEET_VIEWS)]
     contact_sheet(frames[:: TURNTABLE_FRAMES // SHEET_VIEWS], files["contact_sheet"], columns=4, labels=labels)
@@ -73,7 +75,9 @@ def render_scene(scene: Scene, folder: Path, listeners: Callback) -> dict[str, P
 
 
 @torch.no_grad()
-def render_films(scene: Scene, config: FilmConfig, folder: Path, listeners: Callback) -> dict[str, Path]:
+def render_films(
+    scene: Scene, config: FilmConfig, folder: Path, listeners: Callback, prefix: str = ""
+) -> dict[str, Path]:
     """Film a scene: one pass over the cameras, a film in each style, frames encoded as they come.
 
     A film in which nothing is to be seen, or whose cameras stand in the object, is written, with a warning.
@@ -83,6 +87,7 @@ def render_films(scene: Scene, config: FilmConfig, folder: Path, listeners: Call
         config: how.
         folder: where films without a name of their own go.
         listeners: told of every few frames, and of warnings.
+        prefix: what the names of films without one of their own begin with.
 
     Returns:
         Style -> file (or folder of pictures).
@@ -91,6 +96,8 @@ def render_films(scene: Scene, config: FilmConfig, folder: Path, listeners: Call
         DreamkitError: the cameras can't be read, the scene has no surface for a wireframe, or a film can't be written.
     """
     cameras, files = config.cameras(), config.files(folder)
+    if config.output is None:
+        files = {style: path.with_name(f"{prefix}{path.name}") for style, path in files.items()}
     listeners.on_stage("looking at the scene", None)
     warn_of_place(scene, config, cameras, listeners)
     painters = make_painters(scene, config, cameras)
@@ -177,7 +184,7 @@ def wireframe(scene: Scene, config: FilmConfig) -> Wireframe:
     from dreamkit.scenes.conversion import mesh_of
     from dreamkit.scenes.mesh import MeshConfig
 
-    if not isinstance(scene, TrainableScene):
+    if not isinstance(scene, (TrainableScene, StaticMesh)):
         raise SceneError(f"No mesh can be cut from a {type(scene).__name__}.", "Use the style clay or normal.")
     mesh = mesh_of(scene, MeshConfig(max_faces=config.faces))
     return Wireframe.of_arrays(mesh.vertices, mesh.faces, mesh.normals)
