@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from dreamkit.checks import require_choice, require_number
+from dreamkit.checks import require_choice, require_integer, require_number
 from dreamkit.cli.output import print_json
-from dreamkit.cli.parsing import parse
+from dreamkit.cli.parsing import Integer, Setting, parse
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,17 @@ class BenchScenes:
     object: Annotated[str, tyro.conf.arg(metavar="NAME")] = "mug"
     """Toy-world object to fit."""
     kinds: Annotated[str, tyro.conf.arg(metavar="KIND,KIND")] = "gaussians,nerf,sdf"
-    """Kinds of scene to fit, separated by commas."""
+    """Kinds of scene to fit, separated by commas; nothing for none."""
     share: Annotated[float, tyro.conf.arg(metavar="F")] = 1.0
     """Share of the usual steps of a fit, 0.001 to 10."""
     prompts: Annotated[str, tyro.conf.arg(metavar="heldout|fronted|FILE")] = ""
     """Make these with every kind in --generate; half a minute to two minutes each."""
     generate: Annotated[str, tyro.conf.arg(metavar="KIND,KIND")] = "gaussians,nerf,sdf,mesh"
     """Kinds of scene to make the prompts with."""
+    option: tyro.conf.UseAppendAction[tuple[Setting, ...]] = ()
+    """Change an option of every run, e.g. precision=bfloat16; may be given several times."""
+    jobs: Integer = 1
+    """Runs at once, 1 to 64: sooner done, but each then takes longer than it would alone."""
     json: bool = False
     """Print one JSON object as the last line of stdout."""
 
@@ -42,15 +46,17 @@ def run(arguments: Sequence[str]) -> int:
     """
     command = parse(BenchScenes, "bench scenes", arguments)
     require_number("--share", command.share, 0.001, 10)
+    require_integer("--jobs", command.jobs, 1, 64)
     from dreamkit_kernels.bench import machine
 
     from dreamkit.toyworld.objects import get_object
     from dreamkit.training.compare.plan import read_prompts, split_list
-    from dreamkit.training.scene_bench import FITS, BenchObject, bench_fits, bench_generate, summary
+    from dreamkit.training.fit_settings import FITS
+    from dreamkit.training.scene_bench import BenchObject, bench_fits, bench_generate, summary
     from dreamkit.training.settings import scene_kind
 
     get_object(command.object)
-    kinds = split_list("--kinds", command.kinds)
+    kinds = split_list("--kinds", command.kinds) if command.kinds else []
     for kind in kinds:
         require_choice("--kinds", kind, FITS)
     made = [scene_kind(kind) for kind in split_list("--generate", command.generate)]
@@ -60,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         fits.append(row)
         if not command.json:
             _print_row(row)
-    for row in bench_generate(made, prompts):
+    for row in bench_generate(made, prompts, options=command.option, jobs=command.jobs):
         runs.append(row)
         if not command.json:
             _print_row(row)

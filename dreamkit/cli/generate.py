@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
@@ -32,6 +32,7 @@ from dreamkit.training.callbacks import Callback
 if TYPE_CHECKING:
     from dreamkit.training.generate import GenerateResult
 
+Result = TypeVar("Result")
 PRESETS = ("draft", "standard", "high")
 SEED_LIMIT = 2**63 - 1
 
@@ -63,6 +64,11 @@ class Generate:
     """Cameras in each step, >= 1."""
     resolution: PresetInteger = None
     """Side of the rendered images in pixels, 16 to 2048."""
+    pictures: Annotated[str, tyro.conf.arg(metavar="DIR|FILE")] = ""
+    """What it looks like: a few posed pictures (a folder that `dreamkit fit` would take), or a single one, cut out of
+    its background (a PNG with transparency). The objective imagines the rest; csm is also shown the single one."""
+    pictures_from: Annotated[tuple[float, float], tyro.conf.arg(metavar="AZIMUTH ELEVATION")] = (0.0, 0.0)
+    """Where a single picture was taken from, degrees: 0 0 is straight in front, 90 0 its left side."""
     seed: Integer = 0
     """Seed of everything random, >= 0; the same seed gives the same bytes on a CPU."""
     out: Folder = "outputs"
@@ -87,6 +93,7 @@ class Generate:
         require_integer("--steps", self.steps, 1)
         require_integer("--views", self.views, 1)
         require_integer("--resolution", self.resolution, 16, 2048)
+        require_number("--pictures-from (elevation)", self.pictures_from[1], -90, 90)
         require_integer("--seed", self.seed, 0, SEED_LIMIT)
         require_device(self.device)
         require_folder_name("--out", self.out)
@@ -130,7 +137,7 @@ class RunNote(Callback):
         self.path = path
 
 
-def run_job(job: Callable[[Sequence[Callback]], GenerateResult]) -> GenerateResult:
+def run_job(job: Callable[[Sequence[Callback]], Result]) -> Result:
     """Run a job with a progress display.
 
     Args:

@@ -20,10 +20,12 @@ from dreamkit.errors import ConfigError, DreamkitError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate:run", "Turn a sentence into a 3D asset."),
+    "edit": ("edit:run", "Change a finished scene to another prompt."),
     "resume": ("resume:run", "Continue an interrupted run."),
     "render": ("render:run", "Film a run's asset in several styles along a camera path."),
     "export": ("export:run", "Write a run's asset as ply, splat, glb or obj."),
     "convert": ("convert:run", "Turn a run's scene into Gaussians or a mesh."),
+    "fit": ("fit:run", "Fit a scene to posed pictures (transforms.json, Blender, COLMAP)."),
     "evaluate": ("evaluate:run", "Score a run's asset against its prompt."),
     "compare": ("compare:run", "Run objectives side by side on the same prompts, with a report."),
     "sample": ("sample:run", "Draw 2D samples from a teacher."),
@@ -31,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "objectives": ("objectives:run", "List the objectives, or explain one."),
     "bench kernels": ("bench:run", "Time the kernels against their rivals."),
     "bench scenes": ("bench_scenes:run", "Measure every kind of scene against ground truth."),
+    "toyworld capture": ("toyworld:capture", "Write posed pictures of a toy-world object."),
     "teachers train image": ("teachers:train_image", "Train the embedded image teacher."),
     "teachers train judge": ("teachers:train_judge", "Train the judge that scores assets."),
 }

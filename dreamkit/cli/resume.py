@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dreamkit.cli.fit import print_fit
 from dreamkit.cli.generate import print_result, run_job
 from dreamkit.cli.parsing import Folder, RunFolder, parse
 from dreamkit.runs import Run
@@ -32,8 +33,16 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     command = parse(Resume, "resume", arguments)
-    folder = Run.open(command.run, command.out).path
+    found = Run.open(command.run, command.out)
+    folder = str(found.path)
+    from dreamkit.training.fit_settings import is_fit
+
+    if is_fit(found.config):
+        from dreamkit.training.fit_run import resume_fit
+
+        print_fit(run_job(lambda callbacks: resume_fit(folder, callbacks)), command.json)
+        return 0
     from dreamkit.training.generate import resume
 
-    print_result(run_job(lambda callbacks: resume(str(folder), callbacks)), command.json)
+    print_result(run_job(lambda callbacks: resume(folder, callbacks)), command.json)
     return 0

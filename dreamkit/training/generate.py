@@ -20,10 +20,13 @@ from dreamkit.scenes.film_config import FilmConfig
 from dreamkit.scenes.rendering import check_backend
 from dreamkit.scenes.trainable import TrainableScene
 from dreamkit.scenes.triangles import MeshFigures
+from dreamkit.training.anchor_config import AnchorConfig
 from dreamkit.training.assets import AssetOptions, export_format
 from dreamkit.training.callbacks import Callback, CallbackList, LogWriter, MetricsWriter
 from dreamkit.training.checkpoints import guard_interrupts, list_checkpoints, load_latest, save_checkpoint
 from dreamkit.training.deliver import render_films, render_scene, score_scene
+from dreamkit.training.fit import FitTrainer
+from dreamkit.training.fit_settings import fit_settings, is_fit
 from dreamkit.training.particles import scene_from_state
 from dreamkit.training.presets import knows, preset, with_options, with_overrides
 from dreamkit.training.scene import SceneTrainer, make_objective, settings_from_config
@@ -31,6 +34,8 @@ from dreamkit.training.settings import EMBEDDED, SceneSettings, scene_kind
 from dreamkit.training.stages import StagedTrainer, joined, make_trainer, parse_stages, stage_at
 
 OPTIMISING = "optimising"
+_START = "start"
+"""Folder of a run that holds the scene it starts from, as a checkpoint of step 0."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class GenerateOptions:
     steps: int | None = None
     views: int | None = None
     resolution: int | None = None
+    pictures: str = ""
+    pictures_from: tuple[float, float] = (0.0, 0.0)
     seed: int = 0
     out: str = "outputs"
     device: str = "auto"
@@ -105,6 +112,8 @@ def settings_for(options: GenerateOptions, toy: bool | None = None) -> SceneSett
     name, scene, objective = named.pop("preset"), named.pop("scene"), named.pop("objective")
     named.pop("out")
     changes, text = named.pop("options"), named.pop("stages")
+    azimuth, elevation = named.pop("pictures_from")
+    named["anchors"] = AnchorConfig(_absolute(named.pop("pictures")), azimuth, elevation)
     kinds = parse_stages(text) if text else [(scene_kind(scene), objective, None)]
     stages = []
     for index, (kind, method, steps) in enumerate(kinds):
@@ -117,6 +126,11 @@ def settings_for(options: GenerateOptions, toy: bool | None = None) -> SceneSett
     for stage in settled:
         make_objective(stage)
     return joined(settled)
+
+
+def _absolute(path: str) -> str:
+    """A path that means the same when the run is resumed from another folder."""
+    return str(Path(path).expanduser().absolute()) if path else ""
 
 
 def teacher_of(settings: SceneSettings) -> Teacher:
@@ -151,7 +165,7 @@ def generate(options: GenerateOptions, callbacks: Sequence[Callback] = ()) -> Ge
     trainer = make_trainer(settings, teacher, reference_picture(settings))
     run = Run.create(options.out, slug(settings.prompt), settings.objective, settings)
     with run.lock():
-        return _run(run, trainer, callbacks, warnings, started)
+        return run_to_end(run, trainer, callbacks, warnings, started)
 
 
 def resume(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outputs") -> GenerateResult:
@@ -171,11 +185,27 @@ def resume(path: str, callbacks: Sequence[Callback] = (), out_root: str = "outpu
         settings = settings_from_config(run.config)
         CallbackList(callbacks).on_stage("loading the teacher", None)
         teacher = teacher_of(settings)
-        trainer = make_trainer(settings, teacher, reference_picture(settings))
-        return _run(run, trainer, callbacks, check_prompt(teacher, settings.prompt), started)
+        trainer = make_trainer(settings, teacher, reference_picture(settings), load_start(run, settings))
+        return run_to_end(run, trainer, callbacks, check_prompt(teacher, settings.prompt), started)
 
 
-def _run(
+def save_start(run: Run, scene: TrainableScene) -> None:
+    """Keep what a run starts from, so that it can be resumed without what it came from."""
+    save_checkpoint(run.path / _START, 0, scene.state())
+
+
+def load_start(run: Run, settings: SceneSettings) -> TrainableScene | None:
+    """What a run starts from; `None` for what its settings say.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not (run.path / _START).is_dir():
+        return None
+    return scene_from_state(settings, load_latest(run.path / _START)[0].tensors)
+
+
+def run_to_end(
     run: Run,
     trainer: SceneTrainer | StagedTrainer,
     callbacks: Sequence[Callback],
@@ -194,11 +224,11 @@ def _run(
     scene = trainer.scene.to("cpu")
     render_scene(scene, run.renders, listeners)
     listeners.on_stage("exporting", None)
-    exports = _export(scene, run.exports, warnings, listeners)
+    exports = export_assets(scene, run.exports, warnings, listeners)
     for index, particle in enumerate(trainer.particles[1:], start=1):
         other = particle.scene.to("cpu")
         render_scene(other, run.renders / f"particle-{index}", listeners)
-        _export(other, run.exports / f"particle-{index}", warnings, listeners)
+        export_assets(other, run.exports / f"particle-{index}", warnings, listeners)
     listeners.on_stage("scoring", None)
     scores = _score(scene, settings.prompt, warnings, listeners)
     seconds = time.perf_counter() - started
@@ -210,7 +240,15 @@ def _run(
 
 
 def reference_picture(settings: SceneSettings) -> torch.Tensor | None:
-    """The reference picture of the settings, [3, H, W]."""
+    """The reference picture of the settings, [3, H, W].
+
+    It is the one they name (an objective that reads none will refuse it); for an objective that reads one it may also
+    be the single picture that the scene must agree with.
+    """
+    single = settings.anchors.pictures
+    if not settings.reference and single and Path(single).is_file() and not single.endswith(".json"):
+        reads = objective_class(settings.objective).reads_reference
+        settings = replace(settings, reference=single if reads else "")
     if not settings.reference:
         return None
     from dreamkit.scenes.pictures import read_image
@@ -218,7 +256,7 @@ def reference_picture(settings: SceneSettings) -> torch.Tensor | None:
     return read_image(Path(settings.reference).expanduser())
 
 
-def _export(scene: TrainableScene, folder: Path, warnings: list[str], listeners: Callback) -> dict[str, Path]:
+def export_assets(scene: TrainableScene, folder: Path, warnings: list[str], listeners: Callback) -> dict[str, Path]:
     """Write the splat and the mesh; a scene too thin for a surface keeps its splat, with a warning."""
     exports = {"ply": export_format(scene, folder, "ply")[0]}
     try:
@@ -242,7 +280,7 @@ def _warn(text: str, warnings: list[str], listeners: Callback) -> None:
     listeners.on_message("warning", text)
 
 
-def restore(trainer: SceneTrainer | StagedTrainer, run: Run) -> list[str]:
+def restore(trainer: SceneTrainer | StagedTrainer | FitTrainer, run: Run) -> list[str]:
     """Load the run's last good checkpoint, if it has any; returns what the user should know."""
     if not list_checkpoints(run.checkpoints):
         run.rewind_metrics(0)
@@ -253,7 +291,7 @@ def restore(trainer: SceneTrainer | StagedTrainer, run: Run) -> list[str]:
     return warnings
 
 
-def optimise(trainer: SceneTrainer | StagedTrainer, run: Run, listeners: Callback) -> None:
+def optimise(trainer: SceneTrainer | StagedTrainer | FitTrainer, run: Run, listeners: Callback) -> None:
     """Step to the end, saving on the way; a Ctrl-C saves and raises `RunInterrupted`."""
     settings, total = trainer.settings, trainer.settings.total_steps
     if trainer.step_index >= total:
@@ -264,7 +302,8 @@ def optimise(trainer: SceneTrainer | StagedTrainer, run: Run, listeners: Callbac
             result = trainer.step()
             done = trainer.step_index
             listeners.on_step(done, total, result.metrics)
-            listeners.on_image("view", result.image)
+            if result.image is not None:
+                listeners.on_image("view", result.image)
             last = done == total
             if last or interrupt.requested or done % settings.checkpoint_every == 0:
                 save_checkpoint(run.checkpoints, done, trainer.state())
@@ -282,13 +321,15 @@ def load_scene(run: Run, listeners: Callback | None = None) -> TrainableScene:
     Raises:
         DreamkitError: the run has no checkpoint, or is of another kind.
     """
-    settings = settings_from_config(run.config)
+    settings = None if is_fit(run.config) else settings_from_config(run.config)
     checkpoint, warnings = load_latest(run)
     for warning in warnings:
         (listeners or LogWriter(run.log_file)).on_message("warning", warning)
     state = {name.removeprefix("scene/"): t for name, t in checkpoint.tensors.items() if name.startswith("scene/")}
     if not state:
         raise CheckpointError(f"The checkpoint of {run.path} holds no scene.", "Is it of another kind of run?")
+    if settings is None:
+        return scene_from_state(fit_settings(run.config), state)
     return scene_from_state(settings.stages[stage_at(settings, checkpoint.step)[0]], state)
 
 

@@ -13,7 +13,7 @@ from dreamkit.scenes.mesh_scene import MeshScene
 from dreamkit.scenes.nerf import NerfScene
 from dreamkit.scenes.ray_sampling import OccupancyUpkeep
 from dreamkit.scenes.trainable import NoUpkeep, TrainableScene, Upkeep
-from dreamkit.training.settings import SceneSettings
+from dreamkit.training.settings import SceneChoice
 
 _INITIAL, _UPKEEP = 1, 3  # streams of randomness, see `seeded`
 
@@ -33,7 +33,7 @@ def seeded(seed: int, stream: int, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(state >> 1)
 
 
-def new_scene(settings: SceneSettings, generator: torch.Generator) -> TrainableScene:
+def new_scene(settings: SceneChoice, generator: torch.Generator) -> TrainableScene:
     """A scene of the settings' kind as it starts."""
     match settings.scene:
         case "gaussians":
@@ -45,7 +45,7 @@ def new_scene(settings: SceneSettings, generator: torch.Generator) -> TrainableS
     assert_never(settings.scene)
 
 
-def continued(settings: SceneSettings, start: TrainableScene, generator: torch.Generator) -> TrainableScene:
+def continued(settings: SceneChoice, start: TrainableScene, generator: torch.Generator) -> TrainableScene:
     """A scene of the settings' kind that looks like another of any kind.
 
     Raises:
@@ -64,7 +64,7 @@ def continued(settings: SceneSettings, start: TrainableScene, generator: torch.G
     return scene_from_state(settings, start.state())
 
 
-def scene_from_state(settings: SceneSettings, state: dict[str, Tensor]) -> TrainableScene:
+def scene_from_state(settings: SceneChoice, state: dict[str, Tensor]) -> TrainableScene:
     """A scene of the settings' kind from what its `state` returned.
 
     Raises:
@@ -80,7 +80,7 @@ def scene_from_state(settings: SceneSettings, state: dict[str, Tensor]) -> Train
     assert_never(settings.scene)
 
 
-def new_upkeep(settings: SceneSettings, generator: torch.Generator) -> Upkeep:
+def new_upkeep(settings: SceneChoice, generator: torch.Generator) -> Upkeep:
     """What changes a scene of the settings' kind besides its optimisers."""
     match settings.scene:
         case "gaussians":
@@ -103,7 +103,7 @@ class Particle:
     """
 
     def __init__(
-        self, settings: SceneSettings, index: int, device: torch.device, start: TrainableScene | None = None
+        self, settings: SceneChoice, index: int, device: torch.device, start: TrainableScene | None = None
     ) -> None:
         generator = seeded(settings.seed, _INITIAL, index)
         scene = new_scene(settings, generator) if start is None else continued(settings, start.to("cpu"), generator)

@@ -19,11 +19,13 @@ from dreamkit.diffusion.guidance import Repulsion
 from dreamkit.diffusion.network_teacher import NetworkTeacher
 from dreamkit.diffusion.prompts import view_prompt
 from dreamkit.diffusion.teacher import Teacher
-from dreamkit.errors import TeacherError
+from dreamkit.errors import ConfigError, TeacherError
 from dreamkit.objectives import Gradient, Objective, ObjectiveContext, Source, objective_class, surrogate_loss
 from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.rendering import Rendering
 from dreamkit.scenes.trainable import Moment, TrainableScene
+from dreamkit.training.anchors import Anchors, read_anchors
+from dreamkit.training.confinement import Confinement
 from dreamkit.training.particles import Particle, seeded
 from dreamkit.training.settings import SceneSettings, from_plain
 from dreamkit.training.views import perp_neg
@@ -44,6 +46,27 @@ class StepResult:
     metrics: dict[str, float]
     image: Tensor
     target: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The first half of a step: what was seen, and what is to become small.
+
+    Args:
+        moment: when in the run, and the step's randomness.
+        rendering: the training views.
+        x: what the teacher sees of them, [B, C, h, w].
+        context: what the objective was told.
+        gradient: what it answered.
+        losses: to be summed: `loss`, whose gradient on x is the objective's, and the scene's penalties.
+    """
+
+    moment: Moment
+    rendering: Rendering
+    x: Tensor
+    context: ObjectiveContext
+    gradient: Gradient
+    losses: dict[str, Tensor]
 
 
 def make_objective(settings: SceneSettings) -> Objective:
@@ -82,15 +105,24 @@ class SceneTrainer:
         self._uses_camera = settings.camera_conditioning and teacher.supports_camera
         self.particles = [Particle(settings, index, teacher.device, start) for index in range(settings.particles)]
         self.critic = self._make_critic() if self.objective.needs_critic else None
+        self._confinement = Confinement(settings.edit) if settings.edit.confines else None
         # What the run starts from: an edit is measured against it.
-        self._source = Particle(settings, 0, teacher.device, start).scene if self.objective.needs_source else None
+        compared = self.objective.needs_source or self._confinement is not None
+        self._source = Particle(settings, 0, teacher.device, start).scene if compared else None
+        pictures = read_anchors(settings.anchors, settings.resolution, teacher.device)
+        self._anchors = None if pictures is None else Anchors(pictures, settings.anchors)
         self._reference = None if reference is None else teacher.encode_image(reference[None])
         self._null = teacher.null_condition(1)
         self.step_index = 0
         generator = seeded(settings.seed, _STEP)
         cameras = settings.cameras.sample(1, generator, settings.resolution, settings.resolution)
         background = self.particles[0].scene.backgrounds(1, generator)
-        self.objective.check(self._context(cameras, background, generator))
+        self.objective.check(self._context(cameras, self._source_seen_by(cameras, background), generator))
+
+    @property
+    def particle(self) -> Particle:
+        """The particle whose turn it is."""
+        return self.particles[self.step_index % len(self.particles)]
 
     @property
     def scene(self) -> TrainableScene:
@@ -130,9 +162,24 @@ class SceneTrainer:
         Args:
             show_target: whether to decode what the teacher would rather see.
         """
+        scene = self.particle.scene
+        draw = self.draw()
+        torch.stack(list(draw.losses.values())).sum().backward()
+        scene.set_learning_rates(draw.moment.progress, draw.moment.total)
+        for optimizer in scene.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        metrics = self.conclude(draw)
+        target = self.teacher.decode(draw.gradient.target[:1])[0] if show_target else None
+        return StepResult(metrics, draw.rendering.image[0].detach(), target)
+
+    def draw(self) -> Draw:
+        """The first half of a step: render the particle whose turn it is, and ask the objective about what is seen.
+
+        The scene's own optimisers, or a loop of somebody else's, take the losses from there; then `conclude`.
+        """
         settings, total = self.settings, self.settings.steps
-        particle = self.particles[self.step_index % len(self.particles)]
-        scene = particle.scene
+        scene = self.particle.scene
         generator = seeded(settings.seed, _STEP, self.step_index)
         progress = self.step_index / total
         size = max(8, round(settings.resolution * settings.resolution_share.at(progress, total)))
@@ -141,27 +188,37 @@ class SceneTrainer:
         moment = Moment(progress, total, generator)
         rendering = scene.render_training(cameras, background, moment)
         x = self.teacher.encode_image(rendering.image)
-        context = self._context(cameras, background, generator)
+        source = self._source_seen_by(cameras, background)
+        context = self._context(cameras, source, generator)
         gradient = self.objective(x, context)
-        loss = surrogate_loss(x, gradient.grad) + self._image_term(rendering, gradient)
         penalties = scene.penalties(rendering, moment)
-        particle.upkeep.before_backward(rendering)
-        torch.stack([loss, *penalties.values()]).sum().backward()
-        scene.set_learning_rates(progress, total)
-        for optimizer in scene.optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad()
+        if self._confinement is not None and source is not None:
+            mask = self._confinement.mask(cameras, source)
+            gradient = self._confinement.confined(gradient, mask)
+            penalties = penalties | {"kept": self._confinement.loss(rendering, source, mask)}
+        if self._anchors is not None:
+            penalties = penalties | {"pictures": self._anchors.loss(scene, moment)}
+        loss = surrogate_loss(x, gradient.grad) + self._image_term(rendering, gradient)
+        self.particle.upkeep.before_backward(rendering)
+        return Draw(moment, rendering, x, context, gradient, {"loss": loss, **penalties})
+
+    def conclude(self, draw: Draw) -> dict[str, float]:
+        """The last of a step, after the optimisers: the critic learns, the upkeep follows. Returns numbers for the log.
+
+        Args:
+            draw: what `draw` returned.
+        """
+        particle, context, moment = self.particle, draw.context, draw.moment
         learned = {}
         if self.critic is not None:
-            learned = self.critic.update(x.detach(), context.positive, context.pose, generator, progress)
+            x = draw.x.detach()
+            learned = self.critic.update(x, context.positive, context.pose, moment.generator, moment.progress)
         # Upkeep speaks of a particle's own steps.
-        own_step, own_total = self.step_index // len(self.particles), -(-total // len(self.particles))
-        change = particle.upkeep.after_step(scene, rendering, own_step, own_total)
+        own_step, own_total = self.step_index // len(self.particles), -(-moment.total // len(self.particles))
+        change = particle.upkeep.after_step(particle.scene, draw.rendering, own_step, own_total)
         self.step_index += 1
-        metrics = {"loss": float(loss.detach()), **gradient.diagnostics, **change.metrics, **learned}
-        metrics |= {name: float(value.detach()) for name, value in penalties.items()}
-        target = self.teacher.decode(gradient.target[:1])[0] if show_target else None
-        return StepResult(metrics, rendering.image[0].detach(), target)
+        losses = {name: float(value.detach()) for name, value in draw.losses.items()}
+        return {"loss": losses["loss"], **draw.gradient.diagnostics, **change.metrics, **learned, **losses}
 
     def _image_term(self, rendering: Rendering, gradient: Gradient) -> Tensor:
         """What the objective's clean samples ask of the image itself, besides what they ask of x."""
@@ -173,7 +230,7 @@ class SceneTrainer:
         distance = (rendering.image - wanted).square().sum() / len(wanted)
         return 0.5 * gradient.image_pull * distance
 
-    def _context(self, cameras: Camera, background: Tensor | None, generator: torch.Generator) -> ObjectiveContext:
+    def _context(self, cameras: Camera, source: Rendering | None, generator: torch.Generator) -> ObjectiveContext:
         positive, negative, repulsion = self.conditions(cameras)
         return ObjectiveContext(
             teacher=self.teacher,
@@ -186,19 +243,23 @@ class SceneTrainer:
             generator=generator,
             pose=cameras.pose,
             critic=self.critic,
-            source=self._source_seen_by(cameras, background),
+            source=self._described(source) if self.objective.needs_source else None,
             reference=self._reference,
             repulsion=repulsion,
             seed=seeded(self.settings.seed, _KEPT).initial_seed(),
         )
 
     @torch.no_grad()
-    def _source_seen_by(self, cameras: Camera, background: Tensor | None) -> Source | None:
-        if self._source is None:
+    def _source_seen_by(self, cameras: Camera, background: Tensor | None) -> Rendering | None:
+        return None if self._source is None else self._source.render(cameras, background)
+
+    @torch.no_grad()
+    def _described(self, source: Rendering | None) -> Source | None:
+        if source is None:
             return None
         prompt = self.settings.source_prompt
         condition = self.teacher.encode_prompt([prompt]) if prompt else self._null
-        return Source(self.teacher.encode_image(self._source.render(cameras, background).image), condition)
+        return Source(self.teacher.encode_image(source.image), condition)
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, flat: particles (the first without a prefix) and critic."""
@@ -234,6 +295,11 @@ def settings_from_config(config: dict[str, Any]) -> SceneSettings:
     """The settings a run folder was made with.
 
     Raises:
-        ConfigError: fields that this version does not know.
+        ConfigError: fields that this version does not know, or a run that has no prompt.
     """
+    if "prompt" not in config and "data" in config:
+        raise ConfigError(
+            "This run is a fit to pictures: it has no prompt.",
+            "`dreamkit render`, `convert`, `export` and `resume` work on it.",
+        )
     return from_plain(SceneSettings, config)

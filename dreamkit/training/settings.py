@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from keyword import iskeyword
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_type_hints
 
 from dreamkit.config import Schedule
 from dreamkit.diffusion.critic import CriticConfig
@@ -13,11 +13,47 @@ from dreamkit.scenes.density import DensityConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.mesh_config import MeshSceneConfig
 from dreamkit.scenes.nerf_config import NerfConfig
+from dreamkit.training.anchor_config import AnchorConfig
+from dreamkit.training.edit_config import EditConfig
 
 EMBEDDED = "toyworld"
 SceneKind = Literal["gaussians", "nerf", "sdf", "mesh"]
 SCENES: tuple[SceneKind, ...] = get_args(SceneKind)
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class SceneChoice(Protocol):
+    """What decides how a scene starts and learns, of whatever kind of run."""
+
+    @property
+    def scene(self) -> SceneKind:
+        """Kind of scene."""
+        ...
+
+    @property
+    def gaussians(self) -> GaussianConfig:
+        """Of Gaussians."""
+        ...
+
+    @property
+    def nerf(self) -> NerfConfig:
+        """Of a field."""
+        ...
+
+    @property
+    def mesh(self) -> MeshSceneConfig:
+        """Of a mesh."""
+        ...
+
+    @property
+    def density(self) -> DensityConfig:
+        """When Gaussians come and go."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +104,10 @@ class SceneSettings:
     """Scenes that are optimised in turn and share a critic."""
     source_prompt: str = ""
     """What the scene shows before an edit (dds); nothing by default."""
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    """Pictures that the scene must agree with."""
+    edit: EditConfig = field(default_factory=EditConfig)
+    """What must stay as it was in the scene that the run starts from."""
     reference: str = ""
     """A picture that the result should resemble (csm), the path of an image file; none by default."""
     checkpoint_every: int = 100

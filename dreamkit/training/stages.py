@@ -63,19 +63,26 @@ class StagedTrainer:
         settings: the run.
         teacher: the frozen diffusion model.
         reference: [3, H, W] a picture that the result should resemble.
+        start: a scene for the first stage to start from; by default what the settings say.
 
     Raises:
         DreamkitError: a stage that can't be run, also a later one: better now than when the first is done.
     """
 
-    def __init__(self, settings: SceneSettings, teacher: Teacher, reference: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        settings: SceneSettings,
+        teacher: Teacher,
+        reference: Tensor | None = None,
+        start: TrainableScene | None = None,
+    ) -> None:
         self.settings = settings
         self.teacher = teacher
         self._reference = reference
         self._earlier_calls = 0  # of critics that are gone
         for later in settings.then:
             SceneTrainer(later, teacher, reference)  # refuses what it can't do
-        self._enter(0, None)
+        self._enter(0, start)
 
     def _enter(self, index: int, start: TrainableScene | None) -> None:
         self._index = index
@@ -127,7 +134,7 @@ class StagedTrainer:
 
 
 def make_trainer(
-    settings: SceneSettings, teacher: Teacher, reference: Tensor | None = None
+    settings: SceneSettings, teacher: Teacher, reference: Tensor | None = None, start: TrainableScene | None = None
 ) -> SceneTrainer | StagedTrainer:
-    """What runs the settings: one stage or several."""
-    return (StagedTrainer if settings.then else SceneTrainer)(settings, teacher, reference)
+    """What runs the settings: one stage or several; `start` is the scene that the first begins from."""
+    return (StagedTrainer if settings.then else SceneTrainer)(settings, teacher, reference, start)
