@@ -396,3 +396,23 @@ def test_proposal_weights_lie_where_the_field_is():
     )  # half of the samples lie about the ball, which is a fifth of the cube
     dense = torch.full((144 * 24,), 0.0)
     assert float(proposal_loss(samples, dense, edges, weights)) == 0.0
+
+
+def test_neus_asks_once_where_intervals_touch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap in the middle of a ray, and another ray: five intervals have eight ends, not ten."""
+    from dreamkit_kernels.volume_render import Samples
+
+    field = Field(NerfConfig(**SMALL, geometry="neus"), generator())
+    asked: list[torch.Tensor] = []
+    raw = field.raw
+    monkeypatch.setattr(field, "raw", lambda points: asked.append(points) or raw(points))
+    starts, ends = torch.tensor([2.0, 2.1, 2.5, 2.0, 2.1]), torch.tensor([2.1, 2.2, 2.6, 2.1 + 1e-6, 2.3])
+    origins = torch.tensor([[0.0, 0.0, 2.5], [0.1, 0.0, 2.5]])
+    rays = RayBundle(origins, torch.tensor([[0.0, 0.0, -1.0]]).repeat(2, 1), 0.0, 5.0)
+    samples = Samples(starts, ends, torch.tensor([0, 3, 5]))
+    tracer = Tracer(field, OccupancySampler.full(field.config, torch.device("cpu")), 20.0)
+    before, behind = tracer._at_ends(samples, rays)
+    assert [len(points) for points in asked] == [8]
+    for values, places in ((before, starts), (behind, ends)):
+        points = origins[samples.rays] - places[:, None] * torch.tensor([[0.0, 0.0, 1.0]])
+        assert torch.allclose(values, raw(points), atol=1e-5)
