@@ -166,8 +166,8 @@ def _check_distances(photos: Sequence[Photo], poses: Tensor) -> None:
     worst = int(radius.argmax())
     if not float(radius[worst]) <= _FARTHEST:
         raise SceneError(
-            f"The camera of {photos[worst].picture} stands {float(radius[worst]):.4g} from the subject, where the middle "
-            f"one stands at {float(radius.median()):.4g}.",
+            f"The camera of {photos[worst].picture} stands {float(radius[worst]):.4g} from the subject, "
+            f"the middle one {float(radius.median()):.4g}.",
             "Take the picture out of the set, or use --normalise auto.",
         )
 

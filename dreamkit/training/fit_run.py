@@ -28,7 +28,7 @@ from dreamkit.training.poses import aligned
 
 CAMERAS_FILE = "cameras.json"
 SCORES_FILE = "scores.json"
-_ALIGN_STEPS = 60  # in which a held-out view is seen
+_ALIGN_STEPS = 100  # in which a held-out view is seen
 _MEASURE_STREAM = 6
 _NO_MASKS = (
     "No picture of the set is transparent anywhere, and none has a mask: what stands behind the subject is fitted as "
@@ -183,7 +183,7 @@ def measure(trainer: FitTrainer, held_out: Capture | None) -> dict[str, float]:
 def align(scene: TrainableScene, settings: FitSettings, views: Capture) -> Camera:
     """The cameras of views that the scene was not fitted to, moved to where it looks most like them."""
     # Of a NeRF every call sees all views; of Gaussians, one.
-    steps = _ALIGN_STEPS * (len(views.cameras) if settings.scene == "gaussians" else 2)
+    steps = _ALIGN_STEPS * (len(views.cameras) if settings.scene == "gaussians" else 1)
     loss_of = difference(settings, views)
     scene = scene.to(scene.device)  # a copy: its gradients are nobody's
     for parameter in scene.parameters_dict().values():

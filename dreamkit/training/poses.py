@@ -146,7 +146,7 @@ def aligned(
     cameras: Camera,
     loss_of: Callable[[Camera], Tensor],
     steps: int,
-    rate: float = 3e-3,
+    rate: float = 1.5e-2,
 ) -> Camera:
     """Cameras moved to where a finished scene looks most like their pictures: only poses change.
 

@@ -1,4 +1,4 @@
-"""Damaged sets: whatever a file holds, it is read, or refused with an explanation. Few mutations here, many when slow."""
+"""Damaged sets: whatever a file holds, it is read, or refused with an explanation. Many mutations only when slow."""
 
 import json
 import random
@@ -35,12 +35,14 @@ def attempt(folder: Path, name: str, content: bytes) -> None:
     path = folder / name
     whole = path.read_bytes()
     path.write_bytes(content)
+    said: DreamkitError | None = None
     try:
         read_capture_set(folder, CaptureOptions(max_size=16))
     except DreamkitError as error:
-        assert error.hint
+        said = error
     finally:
         path.write_bytes(whole)
+    assert said is None or said.hint
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
@@ -87,7 +89,7 @@ def mutated_json(content: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**32))
 def test_damaged_sets(sets, kind, name, seed):
     fuzz(sets[kind], name, seed, 1)

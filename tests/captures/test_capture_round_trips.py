@@ -17,7 +17,7 @@ from capture_sets import (
     store,
     write_set,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamkit.captures import CaptureOptions, read_capture, read_capture_set
@@ -39,6 +39,7 @@ def test_a_set_comes_back(tmp_path, kind):
         assert torch.equal(read.cameras.camera_to_world, taken.cameras.camera_to_world)
 
 
+@settings(max_examples=25)
 @given(azimuth=st.floats(-180, 180), elevation=st.floats(-90, 90), fov=st.floats(5, 120), data=st.sampled_from(FORMATS))
 def test_points_project_to_the_same_pixels(tmp_path_factory, azimuth, elevation, fov, data):
     folder = tmp_path_factory.mktemp("sets")

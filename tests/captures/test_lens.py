@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from capture_sets import MODELS, brown, equidistant
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamkit.captures.colmap import make_lens
@@ -25,6 +25,7 @@ def test_every_model_of_colmap_against_its_documentation(model):
         assert (u, v) == pytest.approx(formula(x, y), abs=1e-9)
 
 
+@settings(max_examples=50)
 @given(x=places, y=places, k1=st.floats(-0.2, 0.3), k2=small, k3=small, p1=small, p2=small)
 def test_undoing_a_perspective_lens(x, y, k1, k2, k3, p1, p2):
     lens = Lens(100, 100, 100, 100, 50, 50, (k1, k2, k3), (p1, p2))
@@ -34,6 +35,7 @@ def test_undoing_a_perspective_lens(x, y, k1, k2, k3, p1, p2):
     torch.testing.assert_close(lens.undistort(bent), point, atol=1e-6, rtol=0)
 
 
+@settings(max_examples=50)
 @given(x=st.floats(-3, 3), y=st.floats(-3, 3), k1=small, k2=small, k3=small, k4=small)
 def test_undoing_a_fisheye(x, y, k1, k2, k3, k4):
     lens = Lens(100, 100, 100, 100, 50, 50, (k1, k2, k3, k4), fisheye=True)
