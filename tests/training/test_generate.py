@@ -358,7 +358,7 @@ class TestOtherCommands:
         }
         check_pictures(Run.open(finished.run))
         assert generate.evaluate(str(finished.run)) == finished.scores
-        with pytest.raises(ConfigError, match="glb, obj, compressed.ply, ply, splat"):
+        with pytest.raises(ConfigError, match=r"glb, obj, compressed\.ply, ply, splat"):
             generate.export(str(finished.run), "fbx")
 
     def test_the_lock(self, finished: GenerateResult) -> None:
