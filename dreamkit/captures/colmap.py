@@ -372,8 +372,8 @@ def _text_images(path: Path) -> list[ColmapImage]:
             continue
         _, *values, camera, name = line.split(maxsplit=9)
         numbers = [float(value) for value in values]
-        if len(name) > _LONGEST_NAME:
-            raise ValueError("a name does not end")
+        if len(values) != 7 or len(name) > _LONGEST_NAME:
+            raise ValueError(f"the line of {name[:80]!r} is not of the known form")
         images.append(ColmapImage(name, int(camera), tuple(numbers[:4]), tuple(numbers[4:])))
         if len(images) > MOST_VIEWS:
             raise ValueError(f"it holds more than {MOST_VIEWS} images")

@@ -23,6 +23,7 @@ MOST_PIXELS = 2**26
 """Of all pictures of a set together: they take a gigabyte."""
 _SAME_SHAPE = 0.01  # relative difference of aspect ratios that is rounding
 _RAYS = 2**20  # of the subject, at which its size is measured
+_LARGEST = 1e9  # coordinate of a camera in its own world
 _FARTHEST = 50.0  # that a camera may stand from the origin, world units
 _NO_POINTS = torch.zeros(0, 3)
 
@@ -83,7 +84,7 @@ def read_capture_set(
     photos, up, points, colors = _find(folder)
     order = _split(photos, options, str(path)) if split else ([*range(len(photos))], [])
     wanted = [photos[index] for index in order[0] + order[1]]
-    poses = torch.stack([photo.pose for photo in wanted])
+    poses = _stacked(wanted)
     move = _move(poses, up if options.up == "auto" else options.up, options, str(path))
     _check_distances(wanted, move.poses(poses))
     cameras, layers = _develop(wanted, move.poses(poses), options, on_picture)
@@ -158,6 +159,19 @@ def _move(poses: Tensor, up: str, options: CaptureOptions, place: str) -> Simila
     if up == "estimate":
         first = replace(first, turn=upright(poses))
     return to_radius(first.poses(poses), place).after(first)
+
+
+def _stacked(photos: Sequence[Photo]) -> Tensor:
+    """Poses [V, 4, 4].
+
+    Raises:
+        SceneError: a place so far off that sums of squares would not be numbers.
+    """
+    poses = torch.stack([photo.pose for photo in photos])
+    for photo, place in zip(photos, poses[:, :3, 3], strict=True):
+        if not bool((place.abs() < _LARGEST).all()):
+            raise SceneError(f"The camera of {photo.picture} stands at {place.tolist()}.", "Check its pose.")
+    return poses
 
 
 def _check_distances(photos: Sequence[Photo], poses: Tensor) -> None:
