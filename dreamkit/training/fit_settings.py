@@ -96,7 +96,7 @@ def fit_preset(scene: FitKind, refine_poses: bool = False, **options: Any) -> Fi
     )
     if refine_poses:
         # A NeRF sees every view in every step, Gaussians one.
-        rate = 2e-2 if scene == "gaussians" else 2e-3
+        rate = 2e-2 if scene == "gaussians" else 5e-3
         base = replace(base, poses=PoseConfig(True, rate=Schedule(0.0, rate, 0.02 * rate, 1.0, "exponential")))
     return replace(base, **{name: value for name, value in options.items() if value is not None})
 
