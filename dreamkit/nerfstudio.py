@@ -23,6 +23,7 @@ from dreamkit.diffusion.loading import load_teacher
 from dreamkit.diffusion.prompts import check_prompt, slug
 from dreamkit.errors import BackendError, ConfigError, PromptError, SceneError
 from dreamkit.objectives import objective_class, objective_names
+from dreamkit.scenes import conventions
 from dreamkit.scenes.cameras import Camera, turntable
 from dreamkit.scenes.gaussians import GaussianScene
 from dreamkit.scenes.rendering import Rendering, check_backend
@@ -59,13 +60,11 @@ except (ImportError, RuntimeError) as error:  # torchvision without its operator
     ) from error
 
 _PREFIX = "dreamkit-"
-# Columns: nerfstudio's axes in DreamKit's world.
-_TO_DREAMKIT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
 
 def to_nerfstudio(cameras: Camera) -> Cameras:
     """DreamKit's cameras as nerfstudio's, in its world: the same rays, turned."""
-    matrices = torch.einsum("ji,bjk->bik", _TO_DREAMKIT.to(cameras.fov_y), cameras.camera_to_world[:, :3])
+    matrices, _ = conventions.to_nerfstudio(cameras)
     focal = cameras.focal[:, None]
     return Cameras(
         *(matrices, focal, focal, 0.5 * cameras.width, 0.5 * cameras.height, cameras.width, cameras.height),
@@ -94,11 +93,10 @@ def from_nerfstudio(cameras: Cameras) -> Camera:
             "DreamKit's scenes are seen by pinhole cameras with square pixels and the centre in the middle only.",
             "Choose a perspective camera.",
         )
-    matrices = torch.zeros(len(cameras.fy), 4, 4).to(cameras.fy)
-    matrices[:, :3] = torch.einsum("ij,bjk->bik", _TO_DREAMKIT.to(cameras.fy), cameras.camera_to_worlds)
-    matrices[:, 3, 3] = 1.0
-    fov = 2 * torch.rad2deg(torch.atan(0.5 * height / cameras.fy[:, 0]))
-    return Camera(matrices, fov, height, width)
+    lenses = torch.eye(3).to(cameras.fy).repeat(len(cameras.fy), 1, 1)
+    lenses[:, 0, 0] = lenses[:, 1, 1] = cameras.fy[:, 0]
+    lenses[:, 0, 2], lenses[:, 1, 2] = 0.5 * width, 0.5 * height
+    return conventions.from_nerfstudio(cameras.camera_to_worlds, lenses, width, height)
 
 
 @dataclass
@@ -446,7 +444,7 @@ def _outputs(rendering: Rendering, camera: Camera) -> dict[str, Tensor]:
     alpha = rendering.alpha[0].permute(1, 2, 0)
     along = torch.einsum("hwc,c->hw", camera.rays()[1][0], camera.forward[0])[..., None]
     depth = rendering.depth[0].permute(1, 2, 0) / (alpha.clamp_min(1e-6) * along)
-    normal = rendering.normal[0].permute(1, 2, 0) @ _TO_DREAMKIT.to(alpha)  # into nerfstudio's world
+    normal = conventions.points_to_nerfstudio(rendering.normal[0].permute(1, 2, 0))
     return {
         "rgb": rendering.image[0].permute(1, 2, 0).clamp(0, 1),
         "accumulation": alpha,

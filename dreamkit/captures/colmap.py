@@ -23,6 +23,7 @@ from torch import Tensor
 from dreamkit.captures.lens import Lens
 from dreamkit.captures.photos import Photo, find_picture, inside, is_file, picture_size
 from dreamkit.errors import SceneError
+from dreamkit.scenes.mesh import quaternion_matrices
 
 FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", ".")
 MODELS: tuple[tuple[str, str], ...] = (
@@ -79,15 +80,7 @@ class ColmapImage:
             raise SceneError(
                 f"{place}: the quaternion of {self.name!r} has the length {norm:.6g}.", "A rotation's is 1."
             )
-        w, x, y, z = (value / norm for value in self.rotation)
-        turn = torch.tensor(
-            [
-                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-            ],
-            dtype=torch.float64,
-        )
+        (turn,) = quaternion_matrices(torch.tensor([self.rotation], dtype=torch.float64) / norm)
         pose = torch.eye(4, dtype=torch.float64)
         pose[:3, :3] = turn.T
         pose[:3, 3] = -turn.T @ torch.tensor(self.translation, dtype=torch.float64)

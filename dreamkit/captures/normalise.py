@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dreamkit.errors import SceneError
+from dreamkit.scenes.conventions import Z_UP
 
 RADIUS = 3.0
 """Where cameras shall stand: as far as those that DreamKit trains and films with."""
-Z_UP = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
-"""Takes a world whose z is up to one whose y is, as glTF's exporters do: what faced -y faces +z."""
+UPRIGHT = torch.tensor(Z_UP, dtype=torch.float64)
+"""Takes a world whose z is up to one whose y is."""
 _NEAR_RADIUS = (2.7, 3.3)  # of the middle camera of a set that stands already
 _RANGE = (2.0, 4.5)  # of all of them
 _CENTRED = 0.35  # from the origin to what they look at

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreamkit.captures import colmap, transforms
 from dreamkit.captures.lens import ideal_focal
-from dreamkit.captures.normalise import Z_UP, Similarity, shrinking, stands, to_radius, upright
+from dreamkit.captures.normalise import UPRIGHT, Similarity, shrinking, stands, to_radius, upright
 from dreamkit.captures.options import EVERY, CaptureOptions
 from dreamkit.captures.photos import Photo, develop, is_file
 from dreamkit.errors import ConfigError, SceneError
@@ -153,7 +153,7 @@ def _move(poses: Tensor, up: str, options: CaptureOptions, place: str) -> Simila
     """From the set's world to DreamKit's."""
     first = Similarity.identity()
     if up == "z":
-        first = replace(first, turn=Z_UP)
+        first = replace(first, turn=UPRIGHT)
     if options.normalise == "never" or stands(first.poses(poses)):
         return first
     if up == "estimate":

@@ -8,7 +8,6 @@ and "mask_path", a gray picture of how much of each pixel the SUBJECT covers.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +18,7 @@ from dreamkit.captures.colmap import MOST_VIEWS, checked_lens, fitted
 from dreamkit.captures.lens import Lens
 from dreamkit.captures.photos import Photo, find_picture, inside, is_file, picture_size
 from dreamkit.errors import SceneError
-from dreamkit.scenes.paths import rigid_matrix
+from dreamkit.scenes.paths import read_json, rigid_matrix
 
 _MOST_BYTES = 64_000_000
 _FORMAT = "See dreamkit/captures/transforms.py for the format."
@@ -37,7 +36,7 @@ def read_photos(folder: Path, file: Path) -> list[Photo]:
     Raises:
         SceneError: it can't be read, has no frames, or a frame has no picture, lens or pose.
     """
-    value = _read_json(inside(folder, file.name, str(folder)))
+    value = read_json(inside(folder, file.name, str(folder)), _MOST_BYTES, _FORMAT)
     frames = value.get("frames") if isinstance(value, dict) else None
     if not isinstance(frames, list) or not frames:
         raise SceneError(f"{file} holds no frames.", _FORMAT)
@@ -70,17 +69,6 @@ def read_blender_photos(folder: Path) -> list[Photo]:
     if is_file(tests):
         photos += [replace(photo, held_out=True) for photo in read_photos(folder, tests)]
     return photos
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise SceneError(f"{path} is larger than {_MOST_BYTES // 1_000_000} MB.", "Is it a transforms.json?")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SceneError(f"{path} can't be read: {error.strerror or error}.", "Check its name and rights.") from error
-    except (ValueError, RecursionError) as error:
-        raise SceneError(f"{path} is no JSON: {str(error)[:200]}.", _FORMAT) from error
 
 
 def _names(value: Mapping[str, Any], name: str, file: Path) -> set[str]:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from dreamkit.captures.colmap import FLIP, MODELS
 from dreamkit.captures.lens import Lens
-from dreamkit.captures.normalise import Z_UP
+from dreamkit.captures.normalise import UPRIGHT
 from dreamkit.errors import SceneError
 from dreamkit.files import write_error, write_json
 from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.capture import Capture
+from dreamkit.scenes.conventions import matrix_quaternions
 
 _NUMBERS = {name: number for number, (name, _) in enumerate(MODELS)}
 
@@ -74,7 +75,7 @@ def write_transforms(
         RunError: the system refused the write.
     """
     poses = cameras.camera_to_world.double().cpu().clone()
-    poses[:, :3] = Z_UP.T @ poses[:, :3]
+    poses[:, :3] = UPRIGHT.T @ poses[:, :3]
     lenses = [lens or lens_of(cameras, index) for index in range(len(cameras))]
     frames: list[dict[str, Any]] = []
     for file, pose, own in zip(files, poses, lenses, strict=True):
@@ -193,20 +194,7 @@ def _world_to_camera(camera_to_world: Tensor) -> tuple[list[float], list[float]]
     pose = FLIP @ camera_to_world.double().cpu() @ FLIP
     turn = pose[:3, :3].T
     shift = -turn @ pose[:3, 3]
-    # Shepperd's method, by the eigenvector of a symmetric matrix: no case is near a division by zero.
-    (a, b, c), (d, e, f), (g, h, i) = turn.tolist()
-    matrix = torch.tensor(
-        [
-            [a + e + i, h - f, c - g, d - b],
-            [h - f, a - e - i, b + d, c + g],
-            [c - g, b + d, e - a - i, f + h],
-            [d - b, c + g, f + h, i - a - e],
-        ],
-        dtype=torch.float64,
-    )
-    quaternion = torch.linalg.eigh(matrix).eigenvectors[:, -1]
-    quaternion = quaternion * (1.0 if float(quaternion[0]) >= 0 else -1.0)
-    return quaternion.tolist(), shift.tolist()
+    return matrix_quaternions(turn[None])[0].tolist(), shift.tolist()
 
 
 def _binary_files(numbers: dict[Lens, int], images: list, points: list) -> dict[str, bytes]:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from dreamkit.checks import require_choice, require_integer, require_number
-from dreamkit.cli.generate import PRESETS, SEED_LIMIT, print_result, run_job
+from dreamkit.checks import require_number
+from dreamkit.cli.generate import check_job, print_result, run_job
 from dreamkit.cli.parsing import (
     Device,
     Folder,
@@ -20,10 +20,7 @@ from dreamkit.cli.parsing import (
     Setting,
     Text,
     parse,
-    require_device,
-    require_folder_name,
 )
-from dreamkit.diffusion.prompts import clean_prompt
 
 
 @dataclass(frozen=True)
@@ -80,19 +77,8 @@ class Edit:
             ConfigError: an option out of range or unknown.
             PromptError: a prompt that can't be used.
         """
-        require_choice("--preset", self.preset, PRESETS)
-        for name in ("guidance", "shape_weight"):
-            require_number(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        for name in ("steps", "views"):
-            require_integer(f"--{name}", getattr(self, name), 1)
-        require_integer("--resolution", self.resolution, 16, 2048)
-        require_integer("--seed", self.seed, 0, SEED_LIMIT)
-        require_device(self.device)
-        require_folder_name("--out", self.out)
-        clean_prompt(self.prompt)
-        from dreamkit.objectives import objective_names
-
-        require_choice("--objective", self.objective, objective_names())
+        check_job(self)
+        require_number("--shape-weight", self.shape_weight, 0)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -30,6 +30,7 @@ from dreamkit.runs import RunInterrupted
 from dreamkit.training.callbacks import Callback
 
 if TYPE_CHECKING:
+    from dreamkit.cli.edit import Edit
     from dreamkit.training.generate import GenerateResult
 
 Result = TypeVar("Result")
@@ -88,22 +89,33 @@ class Generate:
             ConfigError: an option out of range or unknown.
             PromptError: a prompt that can't be used.
         """
-        require_choice("--preset", self.preset, PRESETS)
-        require_number("--guidance", self.guidance, 0)
-        require_integer("--steps", self.steps, 1)
-        require_integer("--views", self.views, 1)
-        require_integer("--resolution", self.resolution, 16, 2048)
+        check_job(self)
         require_number("--pictures-from (elevation)", self.pictures_from[1], -90, 90)
-        require_integer("--seed", self.seed, 0, SEED_LIMIT)
-        require_device(self.device)
-        require_folder_name("--out", self.out)
-        clean_prompt(self.prompt)
         clean_prompt(self.negative, allow_empty=True)
-        from dreamkit.objectives import objective_names
         from dreamkit.training.settings import SCENES
 
-        require_choice("--objective", self.objective, objective_names())
         require_choice("--scene", self.scene, SCENES)
+
+
+def check_job(job: Generate | Edit) -> None:
+    """Check what `generate` and `edit` are both told.
+
+    Raises:
+        ConfigError: an option out of range or unknown.
+        PromptError: a prompt that can't be used.
+    """
+    require_choice("--preset", job.preset, PRESETS)
+    require_number("--guidance", job.guidance, 0)
+    require_integer("--steps", job.steps, 1)
+    require_integer("--views", job.views, 1)
+    require_integer("--resolution", job.resolution, 16, 2048)
+    require_integer("--seed", job.seed, 0, SEED_LIMIT)
+    require_device(job.device)
+    require_folder_name("--out", job.out)
+    clean_prompt(job.prompt)
+    from dreamkit.objectives import objective_names
+
+    require_choice("--objective", job.objective, objective_names())
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -27,7 +27,8 @@ from dreamkit.scenes.mesh import quaternion_matrices
 _RIGID = 1e-3  # largest error of R^T R against the identity: files round their numbers
 _PIXELS = 1e-2  # how far a principal point may be off the middle
 _FLIP = (1.0, -1.0, -1.0)  # of the camera's axes, between OpenGL and OpenCV
-_UPRIGHT = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))  # from a world with z up to ours
+Z_UP = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
+"""Rows of the turn from a world whose z is up to ours, as glTF's exporters make it: what faced -y faces +z."""
 
 
 def to_opencv(cameras: Camera) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,7 @@ def from_colmap(
 
 def to_nerfstudio(cameras: Camera) -> tuple[Tensor, Tensor]:
     """Camera to world [B, 3, 4] in a world with z up, and K [B, 3, 3]: what nerfstudio's `Cameras` is made of."""
-    turn = cameras.camera_to_world.new_tensor(_UPRIGHT).T
+    turn = cameras.camera_to_world.new_tensor(Z_UP).T
     return turn @ cameras.camera_to_world[:, :3], cameras.intrinsics
 
 
@@ -108,7 +109,7 @@ def from_nerfstudio(
         SceneError: wrong shapes, a matrix that is not rigid, or a lens that no `Camera` has.
     """
     _check_rigid(camera_to_worlds)
-    turn = camera_to_worlds.new_tensor(_UPRIGHT)
+    turn = camera_to_worlds.new_tensor(Z_UP)
     return _camera(turn @ camera_to_worlds[:, :3], intrinsics, width, height)
 
 
@@ -116,14 +117,14 @@ def points_to_nerfstudio(
     points: Tensor,  # [..., 3]
 ) -> Tensor:
     """Points of our world in one with z up."""
-    return points @ points.new_tensor(_UPRIGHT)
+    return points @ points.new_tensor(Z_UP)
 
 
 def points_from_nerfstudio(
     points: Tensor,  # [..., 3]
 ) -> Tensor:
     """Points of a world with z up in ours."""
-    return points @ points.new_tensor(_UPRIGHT).T
+    return points @ points.new_tensor(Z_UP).T
 
 
 def matrix_quaternions(

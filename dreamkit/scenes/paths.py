@@ -95,7 +95,7 @@ def read_camera_path(path: Path | str, height: int) -> Camera:
         SceneError: the file can't be read, or has no frames or too many; a frame without a matrix or a lens, a matrix
             that is not finite or not rigid, or a field of view that is not between 0 and 180 degrees.
     """
-    value = _read_json(Path(path))
+    value = read_json(Path(path), _MAX_BYTES, _FORMAT)
     shared: Mapping[str, Any] = value if isinstance(value, dict) else {}
     frames = shared.get("camera_path", shared.get("frames")) if shared else value
     if not isinstance(frames, list) or not frames:
@@ -119,16 +119,20 @@ def read_camera_path(path: Path | str, height: int) -> Camera:
     return Camera(torch.stack(matrices).float(), torch.tensor(lenses), int(height), width)
 
 
-def _read_json(path: Path) -> Any:
-    """What a file holds."""
+def read_json(path: Path, most_bytes: int, hint: str) -> Any:
+    """What a JSON file of bounded size holds.
+
+    Raises:
+        SceneError: it is not there, too large, or no JSON.
+    """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise SceneError(f"{path} is larger than {_MAX_BYTES // 1_000_000} MB.", "Is it a camera path?")
+        if path.stat().st_size > most_bytes:
+            raise SceneError(f"{path} is larger than {most_bytes // 1_000_000} MB.", hint)
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SceneError(f"The camera path {path} can't be read: {error.strerror or error}.", _FORMAT) from error
+        raise SceneError(f"{path} can't be read: {error.strerror or error}.", hint) from error
     except (ValueError, RecursionError) as error:
-        raise SceneError(f"{path} is no JSON: {str(error)[:200]}.", _FORMAT) from error
+        raise SceneError(f"{path} is no JSON: {str(error)[:200]}.", hint) from error
 
 
 def _number(values: Mapping[str, Any], name: str, place: str) -> float | None:

@@ -118,7 +118,8 @@ def rays_through(
 ) -> Tensor:
     """Which pixels see into a region before something opaque hides it: [B, 1, H, W] bool.
 
-    Tried at points along each ray, from one unit sphere's radius before the origin to one behind.
+    Tried at points along each ray, from sqrt(3) (half the diagonal of the cube that holds an asset) before the origin's
+    distance to as much behind it.
 
     Args:
         region: what to see.

@@ -22,11 +22,17 @@ from dreamkit.scenes.trainable import TrainableScene
 from dreamkit.training.assets import FORMATS
 from dreamkit.training.callbacks import Callback, CallbackList
 from dreamkit.training.edit_config import EditConfig
-from dreamkit.training.fit_settings import fit_settings, is_fit
-from dreamkit.training.generate import GenerateResult, load_scene, reference_picture, run_to_end, save_start, teacher_of
+from dreamkit.training.generate import (
+    GenerateResult,
+    load_scene_and_stage,
+    reference_picture,
+    run_to_end,
+    save_start,
+    teacher_of,
+)
 from dreamkit.training.made_elsewhere import open_asset
 from dreamkit.training.presets import preset, with_options, with_overrides
-from dreamkit.training.scene import make_objective, settings_from_config
+from dreamkit.training.scene import make_objective
 from dreamkit.training.settings import EMBEDDED, SceneSettings
 from dreamkit.training.stages import make_trainer
 
@@ -97,11 +103,10 @@ def beginning_of(source: str, out_root: str = "outputs") -> Beginning:
     if path.is_file() or named:
         return _of_file(path)
     run = Run.open(source, out_root)
-    scene = load_scene(run)
-    if not is_fit(run.config):
-        return Beginning(scene, settings_from_config(run.config).stages[-1])
-    fit = fit_settings(run.config)
-    return Beginning(scene, SceneSettings("", scene=fit.scene, gaussians=fit.gaussians, nerf=fit.nerf))
+    scene, stage = load_scene_and_stage(run)
+    if isinstance(stage, SceneSettings):
+        return Beginning(scene, stage)
+    return Beginning(scene, SceneSettings("", scene=stage.scene, gaussians=stage.gaussians, nerf=stage.nerf))
 
 
 def _of_file(path: Path) -> Beginning:
@@ -136,9 +141,9 @@ def edit_settings(options: EditOptions, beginning: Beginning, toy: bool = True) 
         prompt=prompt,
         source_prompt=clean_prompt(source_prompt, allow_empty=True),
         teacher=options.teacher or was.teacher or EMBEDDED,
-        gaussians=_gentle(replace(was.gaussians, background="neutral")),
-        nerf=_gentle(was.nerf),
-        mesh=_gentle(was.mesh),
+        gaussians=_gentle(replace(was.gaussians, background="neutral"), base.gaussians),
+        nerf=_gentle(was.nerf, base.nerf),
+        mesh=_gentle(was.mesh, base.mesh),
         density=replace(was.density, enabled=False),
         steps=max(1, base.steps * _STEPS // preset("draft", toy=toy).steps),
         edit=EditConfig(options.region, shape_weight=weight),
@@ -177,12 +182,12 @@ def edit(options: EditOptions, callbacks: Sequence[Callback] = ()) -> GenerateRe
         return run_to_end(run, trainer, callbacks, warnings, started)
 
 
-def _gentle(config: Any) -> Any:
-    """A scene's configuration with lower learning rates of its shape."""
+def _gentle(config: Any, usual: Any) -> Any:
+    """A scene's configuration with a share of the usual learning rates of its shape; of an edited scene's too."""
     changed = {}
     for item in fields(config):
         if item.name in _GENTLE:
-            rate: Schedule = getattr(config, item.name)
+            rate: Schedule = getattr(usual, item.name)
             share = _GENTLE[item.name]
             changed[item.name] = replace(rate, start_value=share * rate.start_value, end_value=share * rate.end_value)
     return replace(config, **changed)

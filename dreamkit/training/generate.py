@@ -30,7 +30,7 @@ from dreamkit.training.fit_settings import fit_settings, is_fit
 from dreamkit.training.particles import scene_from_state
 from dreamkit.training.presets import knows, preset, with_options, with_overrides
 from dreamkit.training.scene import SceneTrainer, make_objective, settings_from_config
-from dreamkit.training.settings import EMBEDDED, SceneSettings, scene_kind
+from dreamkit.training.settings import EMBEDDED, SceneChoice, SceneSettings, scene_kind
 from dreamkit.training.stages import StagedTrainer, joined, make_trainer, parse_stages, stage_at
 
 OPTIMISING = "optimising"
@@ -304,10 +304,10 @@ def optimise(trainer: SceneTrainer | StagedTrainer | FitTrainer, run: Run, liste
             listeners.on_step(done, total, result.metrics)
             if result.image is not None:
                 listeners.on_image("view", result.image)
-            last = done == total
-            if last or interrupt.requested or done % settings.checkpoint_every == 0:
+            last, stop = done == total, interrupt.requested  # read once: a Ctrl-C may come while the step is saved
+            if last or stop or done % settings.checkpoint_every == 0:
                 save_checkpoint(run.checkpoints, done, trainer.state())
-            if interrupt.requested and not last:
+            if stop and not last:
                 raise RunInterrupted(run.path, done)
 
 
@@ -321,6 +321,11 @@ def load_scene(run: Run, listeners: Callback | None = None) -> TrainableScene:
     Raises:
         DreamkitError: the run has no checkpoint, or is of another kind.
     """
+    return load_scene_and_stage(run, listeners)[0]
+
+
+def load_scene_and_stage(run: Run, listeners: Callback | None = None) -> tuple[TrainableScene, SceneChoice]:
+    """The same as `load_scene`, with the settings of the stage (or the fit) that the scene is of."""
     settings = None if is_fit(run.config) else settings_from_config(run.config)
     checkpoint, warnings = load_latest(run)
     for warning in warnings:
@@ -328,9 +333,9 @@ def load_scene(run: Run, listeners: Callback | None = None) -> TrainableScene:
     state = {name.removeprefix("scene/"): t for name, t in checkpoint.tensors.items() if name.startswith("scene/")}
     if not state:
         raise CheckpointError(f"The checkpoint of {run.path} holds no scene.", "Is it of another kind of run?")
-    if settings is None:
-        return scene_from_state(fit_settings(run.config), state)
-    return scene_from_state(settings.stages[stage_at(settings, checkpoint.step)[0]], state)
+    stage: SceneChoice
+    stage = fit_settings(run.config) if settings is None else settings.stages[stage_at(settings, checkpoint.step)[0]]
+    return scene_from_state(stage, state), stage
 
 
 def render(

@@ -163,7 +163,7 @@ def test_views_are_those_of_the_scene(checkpoint: Callable[[str], Path], tmp_pat
 def test_rays_agree() -> None:
     camera = Camera.orbit([0.0, 75.0, -160.0], [10.0, -40.0, 88.0], [3.0, 2.0, 4.0], [40.0, 25.0, 70.0], 10, 14)
     theirs = plugin.to_nerfstudio(camera)
-    turn = plugin._TO_DREAMKIT
+    turn = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
     origins, directions = camera.rays()
     for view in range(3):
         rays = theirs.generate_rays(view, keep_shape=True)

@@ -123,6 +123,24 @@ class TestSettings:
         assert held.gaussians.means_rate.start_value < beginning.settings.gaussians.means_rate.start_value
         assert held.gaussians.colors_rate == beginning.settings.gaussians.colors_rate
 
+    def test_an_edit_of_an_edit_is_as_gentle_as_the_first(self, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+        first = edit(wanted(made(checkpoint, tmp_path), tmp_path, steps=1)).run
+        again = edit_settings(wanted("", tmp_path), beginning_of(str(first)))
+        before = settings_from_config(Run.open(first).config)
+        assert again.gaussians.means_rate == before.gaussians.means_rate
+        assert again.source_prompt == "a blue mug"
+
+    def test_a_run_that_stopped_in_an_early_stage(self, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+        options = GenerateOptions(
+            "a red mug", stages="sdf:sds:3,mesh:sds:3", views=1, resolution=16, out=str(tmp_path), options=SMALL
+        )
+        options = replace(options, teacher=str(checkpoint("toyworld")), device="cpu")
+        with pytest.raises(RunInterrupted) as stopped:
+            generate.generate(options, [Recorder(interrupt_after=2)])
+        beginning = beginning_of(str(stopped.value.run))
+        assert beginning.settings.scene == "sdf"
+        assert edit_settings(wanted("", tmp_path), beginning).scene == "sdf"
+
     def test_only_dds_pays_for_the_source_s_prompt(self, checkpoint: CheckpointMaker, tmp_path: Path) -> None:
         beginning = beginning_of(str(made(checkpoint, tmp_path)))
         teacher = generate.teacher_of(beginning.settings)
