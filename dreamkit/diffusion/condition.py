@@ -12,9 +12,10 @@ class Condition:
     """A batch of encoded prompts.
 
     Args:
-        embeddings: text tokens, [B, L, D].
+        embeddings: text tokens, [B, L, D]; the one token of a picture, [B, 1, D].
         pooled: one vector a prompt, [B, P], for networks that take it (SDXL).
-        extra: further tensors a network takes, each [B, ...]; SDXL's "time_ids" (H, W, 0, 0, H, W).
+        extra: further tensors a network takes, each [B, ...]; SDXL's "time_ids" (H, W, 0, 0, H, W), Zero123's
+            "source_latents" and "source_pose".
     """
 
     embeddings: Tensor  # [B, L, D]

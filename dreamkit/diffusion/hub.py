@@ -23,6 +23,10 @@ COMPONENTS = (
     "denoiser",
     "transformer",
     "vae",
+    "image_encoder",
+    "feature_extractor",
+    "cc_projection",
+    "clip_camera_projection",
 )
 _SMALL_SUFFIXES = (".json", ".txt", ".model")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -6,6 +6,7 @@ diffusers, transformers or this package defines, named in a table below.
 
 import importlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ import torch
 from dreamkit.diffusion.hub import INDEX_FILE, PICKLE_SUFFIXES, pick_variant, teacher_folder
 from dreamkit.diffusion.network_teacher import NetworkTeacher
 from dreamkit.diffusion.networks import NETWORKS, NetworkSupport, needs_time_ids, sample_size, text_width
+from dreamkit.diffusion.picture_encoder import CLIP_MEAN, CLIP_STD, PictureEncoder
 from dreamkit.diffusion.sampling import SampleClip
 from dreamkit.diffusion.schedule import NoiseSchedule
 from dreamkit.diffusion.scheduler_config import prediction_kind
 from dreamkit.diffusion.text import PromptEncoder
+from dreamkit.diffusion.zero123 import Zero123Encoder
 from dreamkit.errors import TeacherError
 
 _NETWORK_KEYS = ("unet", "denoiser", "transformer")
@@ -34,6 +37,8 @@ _TOKENIZERS = (
     "TokenizersBackend",
 )
 _AUTOENCODERS = ("AutoencoderKL",)
+_IMAGE_ENCODERS = ("CLIPVisionModelWithProjection",)
+_PROJECTIONS = {"cc_projection": "CCProjection", "clip_camera_projection": "CLIPCameraProjection"}
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,9 @@ def load_teacher(
     Args:
         name: "toyworld" for the embedded teacher, the path of a folder in diffusers layout, or a hub id OWNER/NAME.
         device: "auto" for a GPU if there is one, "cpu", "cuda" or "cuda:N".
-        dtype: compute dtype of the network and the text encoders; by default float32 on a CPU and, on a GPU, float16
-            for a U-Net and bfloat16 for the embedded network. The autoencoder is always float32: SDXL's overflows in
-            half precision, and so do gradients through it.
+        dtype: compute dtype of the network and of what reads text or pictures; by default float32 on a CPU and, on a
+            GPU, float16 for a U-Net and bfloat16 for the embedded network. The autoencoder is always float32: SDXL's
+            overflows in half precision, and so do gradients through it.
 
     Raises:
         TeacherError: no such teacher, a part missing or unreadable, a class that is not supported, weights that are
@@ -101,12 +106,16 @@ def load_teacher(
         if "vae" in folder.classes:
             vae_class = folder.class_of("vae", _AUTOENCODERS)
             vae = _load_weights(folder, "vae", _import_from("diffusers", vae_class), target, torch.float32)
-        prompts = _load_text(folder, network, vae, target, dtype)
+        prompts: PromptEncoder | PictureEncoder
+        if _reads_pictures(folder):
+            prompts = _load_pictures(folder, network, vae, target, dtype)
+        else:
+            prompts = _load_text(folder, network, vae, target, dtype)
     _check_widths(folder, network, vae, prompts)
     return NetworkTeacher(
         name=name,
         network=network,
-        call=support.call,
+        call=prompts.call if isinstance(prompts, Zero123Encoder) else support.call,
         schedule=schedule,
         prediction_type=kind,
         prompts=prompts,
@@ -216,10 +225,57 @@ def _load_text(folder: _Folder, network: Any, vae: Any, device: torch.device, dt
         tokenizers.append(_load_tokenizer(folder, f"tokenizer{suffix}"))
     if not is_dual:
         return PromptEncoder(tokenizers, encoders)
+    zero_null = bool(folder.options.get("force_zeros_for_empty_prompt", True))
+    return PromptEncoder(tokenizers, encoders, _image_size(network, vae), zero_null)
+
+
+def _image_size(network: Any, vae: Any) -> tuple[int, int]:
+    """(height, width) in pixels of the images the network knows."""
     factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
     height, width = sample_size(network)
-    zero_null = bool(folder.options.get("force_zeros_for_empty_prompt", True))
-    return PromptEncoder(tokenizers, encoders, (height * factor, width * factor), zero_null)
+    return height * factor, width * factor
+
+
+def _reads_pictures(folder: _Folder) -> bool:
+    """Whether an image encoder stands where others have a text encoder (which may have one besides)."""
+    return "image_encoder" in folder.classes and "text_encoder" not in folder.classes
+
+
+def _load_pictures(folder: _Folder, network: Any, vae: Any, device: torch.device, dtype: torch.dtype) -> PictureEncoder:
+    """What reads pictures: an image encoder, with Zero123's projection of the camera if the folder has one."""
+    encoder_class = _import_from("transformers", folder.class_of("image_encoder", _IMAGE_ENCODERS))
+    encoder = _load_weights(folder, "image_encoder", encoder_class, device, dtype)
+    layer = next((name for name in _PROJECTIONS if name in folder.classes), None)
+    if layer is None:
+        return PictureEncoder(encoder, *_colour_statistics(folder))
+    if vae is None:
+        folder.class_of("vae", _AUTOENCODERS)  # which says that it is missing
+    layer_class = folder.class_of(layer, (_PROJECTIONS[layer],))
+    projection_class = _import_from("dreamkit.diffusion.zero123_layers", layer_class)
+    projection = _load_weights(folder, layer, projection_class, device, dtype)
+    size = sample_size(network)
+    return Zero123Encoder(
+        encoder, projection, vae, (int(vae.config.latent_channels), *size), _image_size(network, vae)[0]
+    )
+
+
+def _colour_statistics(folder: _Folder) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the colours an image encoder was trained on: those of CLIP, unless the folder says."""
+    config: Mapping[str, Any] = {}
+    if "feature_extractor" in folder.classes:
+        config = _read_json(folder.subfolder("feature_extractor") / "preprocessor_config.json")
+    try:
+        mean, std = (
+            [float(value) for value in config.get(name, default)]
+            for name, default in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))
+        )
+        if len(mean) == len(std) == 3 and all(map(math.isfinite, mean)) and all(0 < s < math.inf for s in std):
+            return mean, std
+    except (TypeError, ValueError):
+        pass
+    raise TeacherError(
+        f"The feature_extractor of {folder.path} has no usable image_mean and image_std.", "Download it again."
+    )
 
 
 def _load_tokenizer(folder: _Folder, component: str) -> Any:
@@ -293,16 +349,24 @@ def _check_finite(path: Path, model: torch.nn.Module) -> None:
             )
 
 
-def _check_widths(folder: _Folder, network: Any, vae: Any, prompts: PromptEncoder) -> None:
-    """The parts must belong together, and the network must take nothing but a noisy sample."""
+def _check_widths(folder: _Folder, network: Any, vae: Any, prompts: PromptEncoder | PictureEncoder) -> None:
+    """The parts must belong together, and the network must take nothing that no prompt or picture gives."""
     if prompts.width != text_width(network):
+        read, part = ("pictures", "image") if isinstance(prompts, PictureEncoder) else ("text", "text")
         raise TeacherError(
-            f"In {folder.path} the network reads text of {text_width(network)} features, "
-            f"but the text encoder writes {prompts.width}.",
+            f"In {folder.path} the network reads {read} of {text_width(network)} features, "
+            f"but the {part} encoder writes {prompts.width}.",
             "The parts belong to different models; download the folder again.",
         )
     channels, expected = int(network.config.in_channels), 3 if vae is None else int(vae.config.latent_channels)
-    if channels != expected:
+    if isinstance(prompts, Zero123Encoder):
+        if channels != 2 * expected:
+            raise TeacherError(
+                f"The network in {folder.path} takes {channels} channels where a sample and a picture have "
+                f"{expected} each.",
+                "The parts belong to different models; download the folder again.",
+            )
+    elif channels != expected:
         raise TeacherError(
             f"The network in {folder.path} takes {channels} channels where a sample has {expected} "
             "(an inpainting, editing or upscaling model).",

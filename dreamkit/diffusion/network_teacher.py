@@ -1,24 +1,25 @@
-"""A teacher that is a network in diffusers layout: the embedded one, Stable Diffusion, SDXL, DeepFloyd."""
+"""A teacher that is a network in diffusers layout: the embedded one, Stable Diffusion, SDXL, DeepFloyd, Zero123."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dreamkit.diffusion.condition import Condition
 from dreamkit.diffusion.fusion import fused_references, reference_rows
 from dreamkit.diffusion.networks import NetworkCall, sample_size, takes_camera
+from dreamkit.diffusion.picture_encoder import PictureEncoder, resized
 from dreamkit.diffusion.sampling import SampleClip
 from dreamkit.diffusion.schedule import NoiseSchedule, PredictionKind
 from dreamkit.diffusion.teacher import POSE_WIDTH, Query, Teacher
 from dreamkit.diffusion.text import PromptEncoder
+from dreamkit.diffusion.zero123 import Zero123Encoder
 from dreamkit.errors import TeacherError
 
 
 class NetworkTeacher(Teacher):
-    """A frozen network with its text encoders. Made by `dreamkit.diffusion.loading.load_teacher`.
+    """A frozen network with its text or image encoders. Made by `dreamkit.diffusion.loading.load_teacher`.
 
     Args:
         name: what the user called it.
@@ -26,7 +27,7 @@ class NetworkTeacher(Teacher):
         call: how to run it.
         schedule: the noise it was trained with.
         prediction_type: what it predicts: "eps", "x0", "v" or "flow".
-        prompts: its text encoder or encoders.
+        prompts: its text encoder or encoders, or what reads pictures in their place.
         vae: its autoencoder; `None` for a model of pixels.
         clip: how its samples are clipped while sampling; `None` for not at all.
 
@@ -41,7 +42,7 @@ class NetworkTeacher(Teacher):
         call: NetworkCall,
         schedule: NoiseSchedule,
         prediction_type: PredictionKind,
-        prompts: PromptEncoder,
+        prompts: PromptEncoder | PictureEncoder,
         vae: Any = None,
         clip: SampleClip | None = None,
     ) -> None:
@@ -60,9 +61,12 @@ class NetworkTeacher(Teacher):
         height, width = sample_size(network)
         if height != width:
             raise TeacherError(f"{name} makes images of {height}x{width} cells; only square ones are supported.")
-        self.sample_shape = (int(network.config.in_channels), height, width)
+        # Beside an autoencoder's latents a network may take further channels: those of a picture (Zero123).
+        channels = int(network.config.in_channels if vae is None else vae.config.latent_channels)
+        self.sample_shape = (channels, height, width)
         self.image_size = height * self._pixels_per_cell
-        self.supports_camera = takes_camera(network)
+        self.reads_pictures = isinstance(prompts, PictureEncoder)
+        self.supports_camera = takes_camera(network) or isinstance(prompts, Zero123Encoder)
 
     @property
     def device(self) -> torch.device:
@@ -92,11 +96,25 @@ class NetworkTeacher(Teacher):
         """Encode prompts for the network, one row each; strings seen before come from a cache.
 
         Raises:
-            TeacherError: no prompt at all, or a bare string in place of a list.
+            TeacherError: no prompt at all, a bare string in place of a list, or a teacher that reads pictures.
         """
         if isinstance(prompts, str) or not prompts:
             raise TeacherError(f"encode_prompt takes a list of at least one prompt, not {prompts!r}.")
         return self.prompts.encode(prompts)
+
+    def encode_picture(
+        self,
+        picture: Tensor,  # [3 or 4, H, W] in [0, 1]
+        pose: Tensor | None = None,  # [12]
+    ) -> Condition:
+        """Encode a picture as the network's prompt, one row; see `Teacher.encode_picture`.
+
+        Raises:
+            TeacherError: this teacher reads words, or another shape, or a pose that is needed and not given.
+        """
+        if not isinstance(self.prompts, PictureEncoder):
+            return super().encode_picture(picture, pose)
+        return self.prompts.encode_picture(picture.to(self.device), pose)
 
     def null_condition(self, n: int = 1) -> Condition:
         """The condition that stands for "no prompt", n rows."""
@@ -137,7 +155,7 @@ class NetworkTeacher(Teacher):
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise TeacherError(f"Images are [B, 3, H, W], not {tuple(image.shape)}.")
-        pixels = _resize(image.to(self.device, torch.float32), self.image_size) * 2 - 1
+        pixels = resized(image.to(self.device, torch.float32), self.image_size) * 2 - 1
         if self.vae is None:
             return pixels
         mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float()
@@ -193,13 +211,3 @@ class NetworkTeacher(Teacher):
             return None
         rows = [torch.zeros(len(q), POSE_WIDTH) if q.camera is None else q.camera for q in queries]
         return torch.cat([row.to(self.device, self.dtype) for row in rows])
-
-
-def _resize(image: Tensor, size: int) -> Tensor:
-    """Square images of `size` pixels, [B, 3, size, size]."""
-    height, width = image.shape[2:]
-    if (height, width) == (size, size):
-        return image
-    if height >= size and width >= size:
-        return functional.interpolate(image, (size, size), mode="area")
-    return functional.interpolate(image, (size, size), mode="bilinear", align_corners=False)

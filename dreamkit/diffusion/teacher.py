@@ -61,6 +61,7 @@ class Teacher(ABC):
         sample_shape: (C, h, w) of x.
         image_size: height and width in pixels of the images it knows.
         supports_camera: whether `camera` may be given.
+        reads_pictures: whether its prompt is a picture, not a sentence.
         calls: number of samples that went through the model so far (a guided call counts each of its rows).
     """
 
@@ -71,6 +72,7 @@ class Teacher(ABC):
     sample_shape: tuple[int, int, int]
     image_size: int
     supports_camera: bool
+    reads_pictures: bool = False
     calls: int = 0
 
     # What a kind of teacher has to say -------------------------------------------------------------------------------
@@ -117,6 +119,22 @@ class Teacher(ABC):
     @abstractmethod
     def _forward(self, queries: Sequence[Query]) -> list[Tensor]:
         """Raw outputs of the kind `prediction_type`, shaped like each query's x_t, from one forward pass."""
+
+    def encode_picture(
+        self,
+        picture: Tensor,  # [3 or 4, H, W] in [0, 1]
+        pose: Tensor | None = None,  # [12]
+    ) -> Condition:
+        """Encode a picture that takes the place of the prompt, one row; only where `reads_pictures`.
+
+        Args:
+            picture: [3, H, W], or [4, H, W] with its transparency, which is laid on white; its middle square is read.
+            pose: where it was taken from, camera_to_world[:3, :4] row-major; needed where `supports_camera`.
+
+        Raises:
+            TeacherError: this teacher reads words, or another shape, or a pose that is needed and not given.
+        """
+        raise TeacherError(f"{self.name} reads words, not pictures.", "Use a teacher with an image encoder.")
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt outside a closed vocabulary; `[]` for open-vocabulary teachers."""
