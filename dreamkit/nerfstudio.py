@@ -431,7 +431,7 @@ def _loop(config: DreamkitModelConfig, device: torch.device | str) -> SceneTrain
     settings_for(options)  # says what is wrong before a teacher is loaded
     check_backend()
     teacher = load_teacher(config.teacher, str(device))
-    settings = settings_for(options, toy=teacher.supports_camera)
+    settings = settings_for(options, teacher)
     if settings.particles > 1:
         raise ConfigError(f"{settings.particles} particles are too many for one pipeline.", "Use particles=1.")
     for warning in check_prompt(teacher, settings.prompt):

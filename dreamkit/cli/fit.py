@@ -12,11 +12,12 @@ from dreamkit.checks import require_choice, require_integer
 from dreamkit.cli.generate import SEED_LIMIT, run_job
 from dreamkit.cli.output import print_json, print_rows
 from dreamkit.cli.parsing import Device, Folder, Integer, parse, require_device, require_folder_name
+from dreamkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from dreamkit.training.fit_run import FitResult
 
-SCENES = ("gaussians", "nerf", "sdf")
+SCENES = ("gaussians", "nerf", "sdf", "latent-nerf")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,12 @@ class Fit:
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """The folder of the set, or its JSON file."""
-    scene: Annotated[str, tyro.conf.arg(metavar="gaussians|nerf|sdf")] = "gaussians"
-    """What to fit: Gaussians, a NeRF of density, or one of signed distance (clean surfaces)."""
+    scene: Annotated[str, tyro.conf.arg(metavar="gaussians|nerf|sdf|latent-nerf")] = "gaussians"
+    """What to fit: Gaussians, a NeRF of density, one of signed distance (clean surfaces), or one of a diffusion model's
+    latents (to be edited there)."""
+    teacher: Annotated[str, tyro.conf.arg(metavar="toyworld|PATH|HUB_ID")] = ""
+    """Whose latents a latent-nerf is made of: the embedded model (by default), a folder in diffusers layout, or a hub
+    id."""
     steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 2000; gaussians: 2500)")] = (
         None
     )
@@ -64,6 +69,11 @@ class Fit:
             ConfigError: an option out of range or unknown.
         """
         require_choice("--scene", self.scene, SCENES)
+        if self.teacher and self.scene != "latent-nerf":
+            raise ConfigError(
+                f"A fit of {self.scene} asks no teacher, and --teacher {self.teacher!r} was given.",
+                "Leave it out, or use --scene latent-nerf.",
+            )
         require_integer("--steps", self.steps, 1, 10**7)
         require_integer("--max-size", self.max_size, 16, 4096)
         if self.hold_out != 0:
@@ -103,6 +113,7 @@ def run(arguments: Sequence[str]) -> int:
         data=command.data,
         captures=captures,
         steps=command.steps,
+        teacher=command.teacher or None,
         seed=command.seed,
         device=command.device,
     )

@@ -48,7 +48,7 @@ class Generate:
     """Quality against time."""
     objective: Annotated[str, tyro.conf.arg(metavar="NAME")] = "sds"
     """How the teacher's opinion becomes a gradient."""
-    scene: Annotated[str, tyro.conf.arg(metavar="gaussians|nerf|sdf|mesh")] = "gaussians"
+    scene: Annotated[str, tyro.conf.arg(metavar="gaussians|nerf|sdf|mesh|latent-nerf")] = "gaussians"
     """What the asset is made of while it is optimised."""
     stages: Annotated[str, tyro.conf.arg(metavar="SCENE:OBJECTIVE,...")] = ""
     """Several in a row, each from the scene of the one before, e.g. nerf:sds,mesh:vsd or gaussians:sds,mesh:sds:100
@@ -67,7 +67,8 @@ class Generate:
     """Side of the rendered images in pixels, 16 to 2048."""
     pictures: Annotated[str, tyro.conf.arg(metavar="DIR|FILE")] = ""
     """What it looks like: a few posed pictures (a folder that `dreamkit fit` would take), or a single one, cut out of
-    its background (a PNG with transparency). The objective imagines the rest; csm is also shown the single one."""
+    its background (a PNG with transparency). The objective imagines the rest; csm is also shown the
+    single one, and a teacher that reads pictures takes it for its prompt."""
     pictures_from: Annotated[tuple[float, float], tyro.conf.arg(metavar="AZIMUTH ELEVATION")] = (0.0, 0.0)
     """Where a single picture was taken from, degrees: 0 0 is straight in front, 90 0 its left side."""
     seed: Integer = 0

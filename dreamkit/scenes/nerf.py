@@ -59,7 +59,7 @@ class NerfScene(TrainableScene):
         self.config = config
         self.optimizers = {}
         self.sharpness = config.sharpness.start_value
-        self.modules = nn.ModuleDict({"field": Field(config, generator)})
+        self.modules = nn.ModuleDict({"field": self._make_field(config, generator)})
         if config.sampler == "proposal":
             self.modules["proposal"] = ProposalSampler(config, generator)
         if config.background == "learned":
@@ -67,6 +67,9 @@ class NerfScene(TrainableScene):
         elif config.background == "environment":
             self.modules["surroundings"] = EnvironmentMap()
         self._occupancy = OccupancySampler.full(config, torch.device("cpu"))
+
+    def _make_field(self, config: NerfConfig, generator: torch.Generator) -> Field:
+        return Field(config, generator)
 
     @property
     def field(self) -> Field:
@@ -146,7 +149,8 @@ class NerfScene(TrainableScene):
             trace = self._tracer().trace(some, views[piece], with_normals=True)
             parts.append((trace.colors, trace.alpha, trace.depth, trace.normal))
         colors, alpha, depth, normal = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return self._composed(cameras, rays, background, colors, alpha, depth, normal)
+        behind = self._behind_pixels(cameras, rays, background)
+        return self._composed(cameras, rays, behind, colors, alpha, depth, normal)
 
     def render_training(self, cameras: Camera, background: Tensor | None, moment: Moment) -> Rendering:
         """Render with jittered samples and, where the config says so, lit. `info` is the `Trace`.
@@ -163,7 +167,8 @@ class NerfScene(TrainableScene):
         lighting = draw_lighting(cameras.position, *shares, config.ambient, moment.generator)
         oriented = moment.value(config.orientation_weight) > 0
         trace = self._tracer().trace(rays, views, oriented, None if lighting.is_plain else lighting)
-        rendering = self._composed(cameras, rays, background, trace.colors, trace.alpha, trace.depth, trace.normal)
+        behind = self._behind_pixels(cameras, rays, background)
+        rendering = self._composed(cameras, rays, behind, trace.colors, trace.alpha, trace.depth, trace.normal)
         rendering.info = trace
         return rendering
 
@@ -273,21 +278,26 @@ class NerfScene(TrainableScene):
             background = background_colors(self.config.background, 1)
         return expand_background(background.to(rays.directions), len(rays.directions))
 
+    def _behind_pixels(self, cameras: Camera, rays: RayBundle, background: Tensor | None) -> Tensor:
+        """Colours behind a ray a pixel of B views [R, 3], those given being [3] or [B, 3]."""
+        if background is not None:
+            pixels = cameras.height * cameras.width
+            background = expand_background(background, len(cameras)).repeat_interleave(pixels, dim=0)
+        return self._behind(rays, background)
+
     def _composed(
         self,
         cameras: Camera,
         rays: RayBundle,
-        background: Tensor | None,
-        colors: Tensor,  # [R, 3]
+        behind: Tensor,  # [R, C]
+        colors: Tensor,  # [R, C]
         alpha: Tensor,  # [R]
         depth: Tensor,  # [R] along the ray
         normal: Tensor,  # [R, 3]
     ) -> Rendering:
         """Pictures from sums along rays, with what is behind them."""
         count, height, width = len(cameras), cameras.height, cameras.width
-        if background is not None:
-            background = expand_background(background, count).repeat_interleave(height * width, dim=0)
-        image = colors + (1 - alpha[:, None]) * self._behind(rays, background)
+        image = colors + (1 - alpha[:, None]) * behind
         along = torch.einsum("bhwc,bc->bhw", rays.directions.view(count, height, width, 3), cameras.forward)
 
         def picture(values: Tensor) -> Tensor:

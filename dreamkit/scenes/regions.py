@@ -140,6 +140,22 @@ def rays_through(
     return seen[:, None]
 
 
+def holds_surface(
+    region: Region,
+    cameras: Camera,  # B views
+    depth: Tensor,  # [B, 1, H, W] distance along the viewing axis of what is seen
+    tolerance: float,
+) -> Tensor:
+    """Which pixels see a surface that lies in a region, or nearer to it than the tolerance: [B, 1, H, W] bool."""
+    origins, directions = cameras.rays()  # [B, H, W, 3]
+    along = torch.einsum("bhwc,bc->bhw", directions, cameras.forward)  # of the axis, a unit of the ray
+    seen = torch.zeros(origins.shape[:3], dtype=torch.bool, device=origins.device)
+    for shift in (-tolerance, 0.0, tolerance):
+        points = origins + ((depth[:, 0] + shift) / along)[..., None] * directions
+        seen |= region.contains(points.reshape(-1, 3)).view(seen.shape)
+    return seen[:, None]
+
+
 def _numbers(text: str, count: int, region: str) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]

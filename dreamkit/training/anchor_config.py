@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from dreamkit.checks import require
 
@@ -28,3 +29,9 @@ class AnchorConfig:
         require("The pictures' elevation", -90 <= self.elevation <= 90, self.elevation, "-90 to 90 degrees")
         require("The pictures' weight", 0 < self.weight < 1e6, self.weight, "a positive number")
         require("The pictures' views", 1 <= self.views <= 1024, self.views, "a whole number from 1 to 1024")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it names a set of posed pictures, rather than a single one."""
+        path = Path(self.pictures).expanduser()
+        return bool(self.pictures) and (path.is_dir() or path.suffix.lower() == ".json")

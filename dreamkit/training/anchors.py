@@ -31,7 +31,7 @@ def read_anchors(config: AnchorConfig, resolution: int, device: torch.device | s
     if not config.pictures:
         return None
     path = Path(config.pictures).expanduser()
-    if path.is_dir() or path.suffix.lower() == ".json":
+    if config.is_set:
         found = read_capture_set(path, CaptureOptions(hold_out=0, background=_GRAY)).training
     else:
         found = _single(path, config)

@@ -31,7 +31,7 @@ from dreamkit.training.generate import (
     teacher_of,
 )
 from dreamkit.training.made_elsewhere import open_asset
-from dreamkit.training.presets import preset, with_options, with_overrides
+from dreamkit.training.presets import is_toy, preset, with_options, with_overrides
 from dreamkit.training.scene import make_objective
 from dreamkit.training.settings import EMBEDDED, SceneSettings
 from dreamkit.training.stages import make_trainer
@@ -47,8 +47,10 @@ _GENTLE: dict[str, float] = {
     "offsets_rate": 0.1,
     "table_rate": 0.25,
     "network_rate": 0.25,
+    "refinement_rate": 0.0,
 }
-"""What is left of the learning rates of shapes: an edit starts from something that is nearly right."""
+"""What is left of the learning rates of shapes: an edit starts from something that is nearly right. A refinement layer
+sees pictures, not space: what it learned from the source it keeps, and the field has to change."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,17 @@ def beginning_of(source: str, out_root: str = "outputs") -> Beginning:
     scene, stage = load_scene_and_stage(run)
     if isinstance(stage, SceneSettings):
         return Beginning(scene, stage)
-    return Beginning(scene, SceneSettings("", scene=stage.scene, gaussians=stage.gaussians, nerf=stage.nerf))
+    return Beginning(
+        scene,
+        SceneSettings(
+            "",
+            scene=stage.scene,
+            gaussians=stage.gaussians,
+            nerf=stage.nerf,
+            refinement=stage.refinement,
+            teacher=stage.teacher,
+        ),
+    )
 
 
 def _of_file(path: Path) -> Beginning:
@@ -144,6 +156,7 @@ def edit_settings(options: EditOptions, beginning: Beginning, toy: bool = True) 
         gaussians=_gentle(replace(was.gaussians, background="neutral"), base.gaussians),
         nerf=_gentle(was.nerf, base.nerf),
         mesh=_gentle(was.mesh, base.mesh),
+        refinement=_gentle(was.refinement, base.refinement),
         density=replace(was.density, enabled=False),
         steps=max(1, base.steps * _STEPS // preset("draft", toy=toy).steps),
         edit=EditConfig(options.region, shape_weight=weight),
@@ -173,7 +186,7 @@ def edit(options: EditOptions, callbacks: Sequence[Callback] = ()) -> GenerateRe
     check_backend()
     CallbackList(callbacks).on_stage("loading the teacher", None)
     teacher = teacher_of(settings)
-    settings = edit_settings(options, beginning, toy=teacher.supports_camera)
+    settings = edit_settings(options, beginning, toy=is_toy(teacher))
     warnings = check_prompt(teacher, settings.prompt)
     trainer = make_trainer(settings, teacher, reference_picture(settings), beginning.scene)
     run = Run.create(options.out, slug(settings.prompt), f"edit-{settings.objective}", settings)

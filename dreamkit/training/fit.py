@@ -14,6 +14,7 @@ from dreamkit.scenes.capture import Capture
 from dreamkit.scenes.density import DensityConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.gaussians import GaussianScene
+from dreamkit.scenes.latent_nerf import LatentNerfScene, LatentSpace
 from dreamkit.scenes.nerf import NerfScene
 from dreamkit.scenes.nerf_config import NerfConfig
 from dreamkit.scenes.rendering import Rendering
@@ -25,6 +26,7 @@ from dreamkit.training.poses import PoseRefiner
 _SSIM_SHARE = 0.2
 _MSE_SCALE = 10.0
 """Brings the penalties' weights of text-to-3D, whose losses are sums over pixels, to pictures' means."""
+_LEVELS = (0.0, 0.5, 1.0)  # gray behind the pictures that are encoded
 _FEWEST_POINTS = 200  # of a cloud that is worth starting from
 _REACH = 1.2  # from the origin; farther points are of what stands behind
 
@@ -122,8 +124,60 @@ class RayDifference:
         return torch.stack([error, *terms.values()]).sum(), None
 
 
+class LatentDifference:
+    """Mean squared error against encoded pictures, of the latents of rays and of the refined ones (ED-NeRF).
+
+        L = 10 (mean |z - E(I)|^2 + mean |z + f(z) - E(I)|^2)
+
+    The first term keeps the field itself right, so that the layer f has only to add what rays can't know.
+
+    Args:
+        capture: pictures with masks, made square by their background; each is encoded over three gray levels.
+        rays: latents a call, in whole views: one at least.
+    """
+
+    def __init__(self, capture: Capture, rays: int) -> None:
+        self.capture = squared(capture)
+        self.rays = rays
+        self._encoded: tuple[LatentSpace, Tensor] | None = None
+
+    def __call__(self, scene: TrainableScene, cameras: Camera, moment: Moment) -> tuple[Tensor, None]:
+        """The loss with the scene's penalties."""
+        assert isinstance(scene, LatentNerfScene)
+        wanted = self._wanted(scene.space)
+        size = wanted.shape[-1]
+        count = min(max(1, self.rays // size**2), len(cameras))
+        views = torch.randperm(len(cameras), generator=moment.generator)[:count]
+        levels = torch.randint(len(wanted), (count,), generator=moment.generator)
+        behind = torch.tensor(_LEVELS)[levels, None].expand(count, 3)
+        # The lens of a picture that was made square is that of its larger side.
+        seen = replace(cameras, fov_y=self.capture.cameras.fov_y)[views].resized(size, size)
+        rendering = scene.composite(seen, behind.to(wanted), moment)
+        target = wanted[levels, views]
+        error = functional.mse_loss(rendering.image, target)
+        if scene.refinement.width:
+            error = error + functional.mse_loss(scene.refine(rendering.image), target)
+        return torch.stack([_MSE_SCALE * error, *scene.penalties(rendering, moment).values()]).sum(), None
+
+    @torch.no_grad()
+    def _wanted(self, space: LatentSpace) -> Tensor:
+        """Encoded pictures [L, V, C, h, w] over the gray levels, made once; one level where nothing shows through."""
+        if self._encoded is None or self._encoded[0] is not space:
+            capture = self.capture
+            levels = _LEVELS if bool((capture.alphas < 1).any()) else _LEVELS[:1]
+            layers = []
+            for level in levels:
+                behind = torch.full_like(capture.background, level)[None]
+                pictures = over(capture.images, capture.alphas, capture.background, behind)
+                layers.append(torch.cat([space.encode(picture[None]) for picture in pictures]))
+            self._encoded = (space, torch.stack(layers))
+        return self._encoded[1]
+
+
 def difference(settings: FitSettings, capture: Capture) -> Difference:
     """What a kind of scene is fitted by."""
+    if settings.scene == "latent-nerf":
+        return LatentDifference(capture, settings.rays)
     return PictureDifference(capture) if settings.scene == "gaussians" else RayDifference(capture, settings.rays)
 
 
@@ -136,6 +190,7 @@ class FitTrainer:
         device: where to compute.
         points: [M, 3] of the surface that Gaussians may start from.
         colors: [M, 3] of those.
+        space: the latent space of the settings' teacher, for a scene that lives in it; loaded by default.
     """
 
     def __init__(
@@ -145,11 +200,12 @@ class FitTrainer:
         device: torch.device | str = "cpu",
         points: Tensor | None = None,
         colors: Tensor | None = None,
+        space: LatentSpace | None = None,
     ) -> None:
         self.settings = settings
         self.device = torch.device(device)
         self.capture = on_device(capture, self.device)
-        self.particle = Particle(settings, 0, self.device, _start(settings, points, colors))
+        self.particle = Particle(settings, 0, self.device, _start(settings, points, colors), space)
         self.poses = PoseRefiner(self.capture.cameras, settings.poses) if settings.poses.enabled else None
         self.step_index = 0
         self._difference = difference(settings, self.capture)
@@ -290,6 +346,24 @@ def on_device(capture: Capture, device: torch.device) -> Capture:
         capture.images.to(device),
         capture.alphas.to(device),
         capture.background.to(device),
+    )
+
+
+def squared(capture: Capture) -> Capture:
+    """The capture with its background above and below, or beside, so that the pictures are square."""
+    cameras = capture.cameras
+    height, width = cameras.height, cameras.width
+    side = max(height, width)
+    if height == width:
+        return capture
+    top, left = (side - height) // 2, (side - width) // 2
+    room = (left, side - width - left, top, side - height - top)
+    alphas = functional.pad(capture.alphas, room)
+    kept = functional.pad(torch.ones_like(capture.alphas), room)
+    images = functional.pad(capture.images, room) + (1 - kept) * capture.background[:, None, None]
+    fov_y = torch.rad2deg(2 * torch.atan(torch.tan(torch.deg2rad(cameras.fov_y) / 2) * side / height))
+    return replace(
+        capture, cameras=replace(cameras, fov_y=fov_y, height=side, width=side), images=images, alphas=alphas
     )
 
 

@@ -23,6 +23,7 @@ from dreamkit.training.deliver import render_scene
 from dreamkit.training.fit import FitTrainer, difference, held_out_scores, on_device
 from dreamkit.training.fit_settings import FitSettings, fit_settings, is_fit
 from dreamkit.training.generate import OPTIMISING, export_assets, optimise, peak_rss_mb, restore
+from dreamkit.training.latent_space import shared_teacher
 from dreamkit.training.particles import seeded
 from dreamkit.training.poses import aligned
 
@@ -81,6 +82,9 @@ def fit(settings: FitSettings, out: str = "outputs", callbacks: Sequence[Callbac
     check_backend("gaussian_rasterize" if settings.scene == "gaussians" else "hash_grid")
     device = resolve_device(settings.device)
     settings = replace(settings, data=str(Path(settings.data).expanduser().absolute()))
+    if settings.scene == "latent-nerf":
+        CallbackList(callbacks).on_stage("loading the teacher", None)
+        settings = _as_large_as_decoded(settings)
     found = _read(settings, CallbackList(callbacks))
     trainer = FitTrainer(settings, found.training, device, found.points, found.colors)
     run = Run.create(out, _slug(settings.data), "fit", settings)
@@ -114,6 +118,12 @@ def _read(settings: FitSettings, listeners: Callback) -> CaptureSet:
     """The pictures, with progress."""
     listeners.on_stage("reading the pictures", None)
     return read_capture_set(settings.data, settings.captures, lambda done, total: listeners.on_step(done, total, {}))
+
+
+def _as_large_as_decoded(settings: FitSettings) -> FitSettings:
+    """The settings with pictures no larger than those of the teacher: a latent scene has no more detail."""
+    size = max(16, min(settings.captures.max_size, shared_teacher(settings.teacher, settings.device).image_size))
+    return replace(settings, captures=replace(settings.captures, max_size=size))
 
 
 def _slug(data: str) -> str:
@@ -182,8 +192,8 @@ def measure(trainer: FitTrainer, held_out: Capture | None) -> dict[str, float]:
 
 def align(scene: TrainableScene, settings: FitSettings, views: Capture) -> Camera:
     """The cameras of views that the scene was not fitted to, moved to where it looks most like them."""
-    # Of a NeRF every call sees all views; of Gaussians, one.
-    steps = _ALIGN_STEPS * (len(views.cameras) if settings.scene == "gaussians" else 1)
+    # Of a NeRF every call sees all views; of Gaussians and latents, one.
+    steps = _ALIGN_STEPS * (1 if settings.scene in ("nerf", "sdf") else len(views.cameras))
     loss_of = difference(settings, views)
     scene = scene.to(scene.device)  # a copy: its gradients are nobody's
     for parameter in scene.parameters_dict().values():

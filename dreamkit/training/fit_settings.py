@@ -11,14 +11,17 @@ from dreamkit.checks import one_of, require, require_integer
 from dreamkit.config import Schedule
 from dreamkit.scenes.density import DensityConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
+from dreamkit.scenes.latent_refinement import RefinementConfig
 from dreamkit.scenes.mesh_config import MeshSceneConfig
 from dreamkit.scenes.nerf_config import NerfConfig
 from dreamkit.training.poses import PoseConfig
-from dreamkit.training.settings import from_plain
+from dreamkit.training.settings import EMBEDDED, from_plain
 
-FitKind = Literal["gaussians", "nerf", "sdf"]
+FitKind = Literal["gaussians", "nerf", "sdf", "latent-nerf"]
 FITS: dict[str, int] = {"gaussians": 2500, "nerf": 2000, "sdf": 2000}
-"""Kinds of scene that are fitted, with their steps."""
+"""Kinds of scene that are fitted to the pictures themselves, with their steps."""
+FIT_STEPS = FITS | {"latent-nerf": 2000}
+"""The same, with the kind that is fitted to encoded pictures."""
 _JOB = "fit"
 
 
@@ -29,7 +32,8 @@ class FitSettings:
     data: str = ""
     """The set's folder."""
     scene: FitKind = "gaussians"
-    """Kind of scene: Gaussians, a NeRF of density, or one of signed distance (sdf)."""
+    """Kind of scene: Gaussians, a NeRF of density, one of signed distance (sdf), or of a teacher's latents
+    (latent-nerf)."""
     captures: CaptureOptions = field(default_factory=CaptureOptions)
     """How the pictures are read."""
     gaussians: GaussianConfig = field(
@@ -38,6 +42,10 @@ class FitSettings:
     """Start, learning rates and regularisers of a Gaussian scene."""
     nerf: NerfConfig = field(default_factory=NerfConfig)
     """Start, sampling, learning rates and penalties of a NeRF."""
+    refinement: RefinementConfig = field(default_factory=RefinementConfig)
+    """Size and learning rate of what corrects the latents of a latent-nerf."""
+    teacher: str = EMBEDDED
+    """Whose latents a latent-nerf is made of: the embedded teacher, a diffusers folder or a hub id."""
     density: DensityConfig = field(
         default_factory=lambda: DensityConfig(max_count=12_000, start=0.05, stop=0.6, interval=50)
     )
@@ -47,7 +55,7 @@ class FitSettings:
     steps: int = 2000
     """Optimisation steps."""
     rays: int = 4096
-    """Pixels a step of a NeRF; Gaussians take a whole picture."""
+    """Pixels a step of a NeRF; Gaussians take a whole picture, a latent-nerf as many as make up the number."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     seed: int = 0
@@ -90,13 +98,13 @@ def fit_preset(scene: FitKind, refine_poses: bool = False, **options: Any) -> Fi
     Raises:
         ConfigError: an option out of range.
     """
-    one_of("The scene", scene, FITS)
+    one_of("The scene", scene, FIT_STEPS)
     base = FitSettings(
-        scene=scene, nerf=NerfConfig(geometry="neus") if scene == "sdf" else NerfConfig(), steps=FITS[scene]
+        scene=scene, nerf=NerfConfig(geometry="neus") if scene == "sdf" else NerfConfig(), steps=FIT_STEPS[scene]
     )
     if refine_poses:
-        # A NeRF sees every view in every step, Gaussians one.
-        rate = 2e-2 if scene == "gaussians" else 5e-3
+        # A NeRF sees every view in every step, Gaussians and latents one.
+        rate = 5e-3 if scene in ("nerf", "sdf") else 2e-2
         base = replace(base, poses=PoseConfig(True, rate=Schedule(0.0, rate, 0.02 * rate, 1.0, "exponential")))
     return replace(base, **{name: value for name, value in options.items() if value is not None})
 

@@ -28,7 +28,7 @@ from dreamkit.training.deliver import render_films, render_scene, score_scene
 from dreamkit.training.fit import FitTrainer
 from dreamkit.training.fit_settings import fit_settings, is_fit
 from dreamkit.training.particles import scene_from_state
-from dreamkit.training.presets import knows, preset, with_options, with_overrides
+from dreamkit.training.presets import is_toy, knows, preset, with_options, with_overrides
 from dreamkit.training.scene import SceneTrainer, make_objective, settings_from_config
 from dreamkit.training.settings import EMBEDDED, SceneChoice, SceneSettings, scene_kind
 from dreamkit.training.stages import StagedTrainer, joined, make_trainer, parse_stages, stage_at
@@ -92,12 +92,12 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def settings_for(options: GenerateOptions, toy: bool | None = None) -> SceneSettings:
+def settings_for(options: GenerateOptions, teacher: Teacher | None = None) -> SceneSettings:
     """The preset with the options over it, everything checked.
 
     Args:
         options: what was asked for.
-        toy: whether the teacher is one of the toy world; by default, whether it is the embedded one.
+        teacher: the one they name, which presets depend on; by default what its name tells.
 
     Raises:
         DreamkitError: a bad prompt, an unknown name, a value out of range.
@@ -108,16 +108,18 @@ def settings_for(options: GenerateOptions, toy: bool | None = None) -> SceneSett
     if options.guidance is not None and not 0 <= options.guidance < float("inf"):
         raise ConfigError(f"guidance is {options.guidance}.", "Use a number >= 0; 1 is no guidance.")
     named = asdict(options) | {"prompt": prompt, "negative": negative}
-    toy = options.teacher == EMBEDDED if toy is None else toy
+    toy = options.teacher == EMBEDDED if teacher is None else is_toy(teacher)
+    reads = teacher is not None and teacher.reads_pictures
     name, scene, objective = named.pop("preset"), named.pop("scene"), named.pop("objective")
     named.pop("out")
     changes, text = named.pop("options"), named.pop("stages")
     azimuth, elevation = named.pop("pictures_from")
-    named["anchors"] = AnchorConfig(_absolute(named.pop("pictures")), azimuth, elevation)
+    named["anchors"] = anchors = AnchorConfig(_absolute(named.pop("pictures")), azimuth, elevation)
     kinds = parse_stages(text) if text else [(scene_kind(scene), objective, None)]
     stages = []
     for index, (kind, method, steps) in enumerate(kinds):
-        base = with_overrides(preset(name, method, toy, kind, later=index > 0), **named)
+        base = preset(name, method, toy, kind, later=index > 0, held=anchors.is_set, pictures=reads)
+        base = with_overrides(base, **named)
         stages.append(base if steps is None else replace(base, steps=steps))
     for option in changes:
         if not any(knows(stage, option) for stage in stages):
@@ -160,7 +162,7 @@ def generate(options: GenerateOptions, callbacks: Sequence[Callback] = ()) -> Ge
     listeners = CallbackList(callbacks)
     listeners.on_stage("loading the teacher", None)
     teacher = teacher_of(settings)
-    settings = settings_for(options, toy=teacher.supports_camera)
+    settings = settings_for(options, teacher)
     warnings = check_prompt(teacher, settings.prompt)
     trainer = make_trainer(settings, teacher, reference_picture(settings))
     run = Run.create(options.out, slug(settings.prompt), settings.objective, settings)
@@ -246,7 +248,7 @@ def reference_picture(settings: SceneSettings) -> torch.Tensor | None:
     be the single picture that the scene must agree with.
     """
     single = settings.anchors.pictures
-    if not settings.reference and single and Path(single).is_file() and not single.endswith(".json"):
+    if not settings.reference and single and not settings.anchors.is_set:
         reads = objective_class(settings.objective).reads_reference
         settings = replace(settings, reference=single if reads else "")
     if not settings.reference:

@@ -9,10 +9,12 @@ from dreamkit.errors import CheckpointError, ConfigError
 from dreamkit.scenes.conversion import gaussians_of, mesh_of, mesh_scene_of
 from dreamkit.scenes.density import DensityControl
 from dreamkit.scenes.gaussians import GaussianScene
+from dreamkit.scenes.latent_nerf import LatentNerfScene, LatentSpace, latent_shape
 from dreamkit.scenes.mesh_scene import MeshScene
 from dreamkit.scenes.nerf import NerfScene
 from dreamkit.scenes.ray_sampling import OccupancyUpkeep
 from dreamkit.scenes.trainable import NoUpkeep, TrainableScene, Upkeep
+from dreamkit.training.latent_space import shared_teacher, space_of, space_when_asked
 from dreamkit.training.settings import SceneChoice
 
 _INITIAL, _UPKEEP = 1, 3  # streams of randomness, see `seeded`
@@ -33,24 +35,29 @@ def seeded(seed: int, stream: int, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(state >> 1)
 
 
-def new_scene(settings: SceneChoice, generator: torch.Generator) -> TrainableScene:
-    """A scene of the settings' kind as it starts."""
+def new_scene(settings: SceneChoice, generator: torch.Generator, space: LatentSpace | None = None) -> TrainableScene:
+    """A scene of the settings' kind as it starts; `space` is that of the teacher, by default of the settings'."""
     match settings.scene:
         case "gaussians":
             return GaussianScene.initialise(settings.gaussians, generator)
         case "nerf" | "sdf":
             return NerfScene.initialise(settings.nerf, generator)
+        case "latent-nerf":
+            space = space or space_of(shared_teacher(settings.teacher, settings.device))
+            return LatentNerfScene.initialise(settings.nerf, generator, space, settings.refinement)
         case "mesh":
             return MeshScene.initialise(settings.mesh, generator)
     assert_never(settings.scene)
 
 
-def continued(settings: SceneChoice, start: TrainableScene, generator: torch.Generator) -> TrainableScene:
+def continued(
+    settings: SceneChoice, start: TrainableScene, generator: torch.Generator, space: LatentSpace | None = None
+) -> TrainableScene:
     """A scene of the settings' kind that looks like another of any kind.
 
     Raises:
         ConfigError: fields start only from fields of their own kind.
-        CheckpointError: a field of another size.
+        CheckpointError: a field of another size or latent space.
         SceneError: the other has no surface.
     """
     match settings.scene:
@@ -58,14 +65,24 @@ def continued(settings: SceneChoice, start: TrainableScene, generator: torch.Gen
             return gaussians_of(mesh_of(start), settings.gaussians, generator)
         case "mesh" if not isinstance(start, MeshScene):
             return mesh_scene_of(start, settings.mesh, generator)
-        case "nerf" | "sdf" if not isinstance(start, NerfScene):
-            kind = type(start).__name__
-            raise ConfigError(f"A scene {settings.scene!r} can't start from a {kind}.", "Put fields first.")
-    return scene_from_state(settings, start.state())
+        case "nerf" | "sdf" if type(start) is not NerfScene:
+            raise _other_field(settings, start)
+        case "latent-nerf" if type(start) is not LatentNerfScene:
+            raise _other_field(settings, start)
+    return scene_from_state(settings, start.state(), space)
 
 
-def scene_from_state(settings: SceneChoice, state: dict[str, Tensor]) -> TrainableScene:
-    """A scene of the settings' kind from what its `state` returned.
+def _other_field(settings: SceneChoice, start: TrainableScene) -> ConfigError:
+    kind = type(start).__name__
+    return ConfigError(f"A scene {settings.scene!r} can't start from a {kind}.", "Put fields first.")
+
+
+def scene_from_state(
+    settings: SceneChoice, state: dict[str, Tensor], space: LatentSpace | None = None
+) -> TrainableScene:
+    """A scene of the settings' kind from what its `state` returned; `space` is that of the teacher.
+
+    Without a space, the teacher of the settings is loaded when somebody looks at a latent scene.
 
     Raises:
         CheckpointError: the state is of another kind.
@@ -75,6 +92,9 @@ def scene_from_state(settings: SceneChoice, state: dict[str, Tensor]) -> Trainab
             return GaussianScene(state, settings.gaussians)
         case "nerf" | "sdf":
             return NerfScene(state, settings.nerf)
+        case "latent-nerf":
+            space = space or space_when_asked(settings.teacher, settings.device, latent_shape(state))
+            return LatentNerfScene(state, settings.nerf, space, settings.refinement)
         case "mesh":
             return MeshScene(state, settings.mesh)
     assert_never(settings.scene)
@@ -85,7 +105,7 @@ def new_upkeep(settings: SceneChoice, generator: torch.Generator) -> Upkeep:
     match settings.scene:
         case "gaussians":
             return DensityControl(settings.density, generator)
-        case "nerf" | "sdf":
+        case "nerf" | "sdf" | "latent-nerf":
             return OccupancyUpkeep(settings.nerf, generator)
         case "mesh":
             return NoUpkeep()
@@ -100,13 +120,22 @@ class Particle:
         index: which of the run's particles.
         device: where to compute.
         start: a scene to start from; by default what the settings say.
+        space: what the teacher denoises, for scenes that live in it; by default that of the settings' teacher.
     """
 
     def __init__(
-        self, settings: SceneChoice, index: int, device: torch.device, start: TrainableScene | None = None
+        self,
+        settings: SceneChoice,
+        index: int,
+        device: torch.device,
+        start: TrainableScene | None = None,
+        space: LatentSpace | None = None,
     ) -> None:
         generator = seeded(settings.seed, _INITIAL, index)
-        scene = new_scene(settings, generator) if start is None else continued(settings, start.to("cpu"), generator)
+        if start is None:
+            scene = new_scene(settings, generator, space)
+        else:
+            scene = continued(settings, start.to("cpu"), generator, space)
         self.scene = scene.to(device)
         self.scene.make_optimizers()
         self.upkeep = new_upkeep(settings, seeded(settings.seed, _UPKEEP, index))

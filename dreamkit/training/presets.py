@@ -9,6 +9,7 @@ import yaml
 
 from dreamkit.checks import nearest_first
 from dreamkit.config import Schedule
+from dreamkit.diffusion.teacher import Teacher
 from dreamkit.errors import ConfigError
 from dreamkit.files import plain
 from dreamkit.objectives import objective_class
@@ -53,7 +54,14 @@ _GENERAL: dict[str, tuple[str, ...]] = {
 """Objective -> options; an objective without an entry runs with its paper's, which are its own defaults."""
 
 
+# What such teachers were trained with: their picture says nearly all, and stands before white.
+_READS_PICTURES = (
+    "guidance=5",
+    *(f"{kind}.background=white" for kind in ("gaussians", "nerf", "mesh")),
+)
 _REFINING = "timesteps={level: [0, 0.5, 0.04, 1], jitter: 0.03}"
+# Several pictures say what guidance would exaggerate, and give the rough shape within a few steps.
+_HELD = ("guidance=2", "timesteps={level: [0, 0.7, 0.04, 1], jitter: 0.03}")
 # Distillation takes hundreds of steps where a fit takes thousands: at lower rates small parts stay gray fog.
 _DENSITY = NerfConfig(
     table_rate=Schedule(0.0, 5e-2, 1e-2, 1.0, "exponential"),
@@ -70,6 +78,11 @@ _SIGNED = replace(
 )
 
 
+def is_toy(teacher: Teacher) -> bool:
+    """Whether a teacher is one of the toy world: it takes a camera and reads words."""
+    return teacher.supports_camera and not teacher.reads_pictures
+
+
 def tuned_options(objective: str, toy: bool = True) -> tuple[str, ...]:
     """What the presets change about an objective and its run, as NAME=VALUE options.
 
@@ -81,7 +94,13 @@ def tuned_options(objective: str, toy: bool = True) -> tuple[str, ...]:
 
 
 def preset(
-    name: str, objective: str = "sds", toy: bool = True, scene: SceneKind = "gaussians", later: bool = False
+    name: str,
+    objective: str = "sds",
+    toy: bool = True,
+    scene: SceneKind = "gaussians",
+    later: bool = False,
+    held: bool = False,
+    pictures: bool = False,
 ) -> SceneSettings:
     """Settings by name, for a teacher of the toy world or for a larger one.
 
@@ -92,6 +111,8 @@ def preset(
             views, more steps and cameras no higher than people photograph from.
         scene: kind of scene.
         later: whether the run refines what a stage before it made: then it starts from half of the noise.
+        held: whether a set of pictures holds the scene.
+        pictures: whether the teacher reads a picture in place of the prompt.
 
     Raises:
         ConfigError: there is no such preset or kind.
@@ -108,6 +129,10 @@ def preset(
         resolution=64,
     )
     base = with_options(base, tuned_options(objective, toy))
+    if held and toy:
+        base = with_options(base, [option for option in _HELD if knows(base, option)])
+    if pictures:
+        base = with_options(base, [option for option in _READS_PICTURES if knows(base, option)])
     if later and knows(base, _REFINING):
         base = with_options(base, [_REFINING])
     if not toy:

@@ -2,6 +2,8 @@
 
 cameras -> scene.render -> teacher.encode_image -> objective -> surrogate loss -> optimiser -> density control
 
+A latent scene renders what the teacher denoises, and nothing has to be encoded.
+
 Every step draws its randomness from a generator seeded by (seed, step), so a resumed run is bitwise equal to one
 that never stopped, and nothing has to be remembered about random states between steps.
 """
@@ -22,14 +24,18 @@ from dreamkit.diffusion.teacher import Teacher
 from dreamkit.errors import ConfigError, TeacherError
 from dreamkit.objectives import Gradient, Objective, ObjectiveContext, Source, objective_class, surrogate_loss
 from dreamkit.scenes.cameras import Camera
+from dreamkit.scenes.latent_nerf import LatentNerfScene
 from dreamkit.scenes.rendering import Rendering
 from dreamkit.scenes.trainable import Moment, TrainableScene
 from dreamkit.training.anchors import Anchors, read_anchors
 from dreamkit.training.confinement import Confinement
+from dreamkit.training.latent_space import space_of
 from dreamkit.training.particles import Particle, seeded
 from dreamkit.training.settings import SceneSettings, from_plain
 from dreamkit.training.views import perp_neg
+from dreamkit.training.visual_prompt import read_visual_prompt
 
+_SHOWN_EVERY = 25  # steps of a latent scene
 _STEP, _CRITIC, _KEPT = 2, 4, 5  # streams of randomness that one seed feeds (particles: 1 and 3)
 
 
@@ -39,12 +45,12 @@ class StepResult:
 
     Args:
         metrics: numbers for the log.
-        image: [3, H, W] the first training view.
+        image: [3, H, W] the first training view; `None` at most steps of a latent scene, which has to be decoded.
         target: [3, H, W] what the teacher would rather see there, `None` unless asked for.
     """
 
     metrics: dict[str, float]
-    image: Tensor
+    image: Tensor | None
     target: Tensor | None = None
 
 
@@ -54,7 +60,7 @@ class Draw:
 
     Args:
         moment: when in the run, and the step's randomness.
-        rendering: the training views.
+        rendering: the training views, latents in the place of the image if the scene is made of them.
         x: what the teacher sees of them, [B, C, h, w].
         context: what the objective was told.
         gradient: what it answered.
@@ -103,19 +109,24 @@ class SceneTrainer:
         self.teacher = teacher
         self.objective = make_objective(settings)
         self._uses_camera = settings.camera_conditioning and teacher.supports_camera
-        self.particles = [Particle(settings, index, teacher.device, start) for index in range(settings.particles)]
+        self._visual_prompt = read_visual_prompt(settings, teacher)
+        self._latent = settings.scene == "latent-nerf"
+        space = space_of(teacher)
+        self.particles = [
+            Particle(settings, index, teacher.device, start, space) for index in range(settings.particles)
+        ]
         self.critic = self._make_critic() if self.objective.needs_critic else None
         self._confinement = Confinement(settings.edit) if settings.edit.confines else None
         # What the run starts from: an edit is measured against it.
         compared = self.objective.needs_source or self._confinement is not None
-        self._source = Particle(settings, 0, teacher.device, start).scene if compared else None
+        self._source = Particle(settings, 0, teacher.device, start, space).scene if compared else None
         pictures = read_anchors(settings.anchors, settings.resolution, teacher.device)
         self._anchors = None if pictures is None else Anchors(pictures, settings.anchors)
         self._reference = None if reference is None else teacher.encode_image(reference[None])
         self._null = teacher.null_condition(1)
         self.step_index = 0
         generator = seeded(settings.seed, _STEP)
-        cameras = settings.cameras.sample(1, generator, settings.resolution, settings.resolution)
+        cameras = settings.cameras.sample(1, generator, *self._size(0.0))
         background = self.particles[0].scene.backgrounds(1, generator)
         self.objective.check(self._context(cameras, self._source_seen_by(cameras, background), generator))
 
@@ -143,8 +154,13 @@ class SceneTrainer:
         return NetworkCritic(self.teacher, self.settings.critic, seed, native_camera=self._uses_camera)
 
     def conditions(self, cameras: Camera) -> tuple[Condition, Condition, Repulsion | None]:
-        """The prompts of the cameras (with their view's name where asked for), the negative prompt, and Perp-Neg's."""
+        """The prompts of the cameras (with their view's name where asked for), the negative prompt, and Perp-Neg's.
+
+        For a teacher that reads pictures the picture is the prompt, and no picture the negative one.
+        """
         settings = self.settings
+        if self._visual_prompt is not None:
+            return self._visual_prompt.seen_from(cameras), self._null, None
         negative = self.teacher.encode_prompt([settings.negative]) if settings.negative else self._null
         if settings.perp_neg:
             azimuths, elevations = cameras.azimuth.tolist(), cameras.elevation.tolist()
@@ -171,7 +187,7 @@ class SceneTrainer:
             optimizer.zero_grad()
         metrics = self.conclude(draw)
         target = self.teacher.decode(draw.gradient.target[:1])[0] if show_target else None
-        return StepResult(metrics, draw.rendering.image[0].detach(), target)
+        return StepResult(metrics, self._shown(draw), target)
 
     def draw(self) -> Draw:
         """The first half of a step: render the particle whose turn it is, and ask the objective about what is seen.
@@ -182,20 +198,19 @@ class SceneTrainer:
         scene = self.particle.scene
         generator = seeded(settings.seed, _STEP, self.step_index)
         progress = self.step_index / total
-        size = max(8, round(settings.resolution * settings.resolution_share.at(progress, total)))
-        cameras = settings.cameras.sample(settings.views, generator, size, size)
+        cameras = settings.cameras.sample(settings.views, generator, *self._size(progress))
         background = scene.backgrounds(settings.views, generator)
         moment = Moment(progress, total, generator)
         rendering = scene.render_training(cameras, background, moment)
-        x = self.teacher.encode_image(rendering.image)
+        x = self._encoded(rendering)
         source = self._source_seen_by(cameras, background)
         context = self._context(cameras, source, generator)
         gradient = self.objective(x, context)
         penalties = scene.penalties(rendering, moment)
         if self._confinement is not None and source is not None:
-            mask = self._confinement.mask(cameras, source)
-            gradient = self._confinement.confined(gradient, mask)
-            penalties = penalties | {"kept": self._confinement.loss(rendering, source, mask)}
+            masks = self._confinement.masks(cameras, source)
+            gradient = self._confinement.confined(gradient, masks)
+            penalties = penalties | {"kept": self._confinement.loss(rendering, source, masks)}
         if self._anchors is not None:
             penalties = penalties | {"pictures": self._anchors.loss(scene, moment)}
         loss = surrogate_loss(x, gradient.grad) + self._image_term(rendering, gradient)
@@ -220,14 +235,34 @@ class SceneTrainer:
         losses = {name: float(value.detach()) for name, value in draw.losses.items()}
         return {"loss": losses["loss"], **draw.gradient.diagnostics, **change.metrics, **learned, **losses}
 
+    def _size(self, progress: float) -> tuple[int, int]:
+        """Height and width of the training views."""
+        if self._latent:
+            return self.teacher.sample_shape[1:]
+        share = self.settings.resolution_share.at(progress, self.settings.steps)
+        size = max(8, round(self.settings.resolution * share))
+        return size, size
+
+    def _encoded(self, rendering: Rendering) -> Tensor:
+        """What the teacher sees of a rendering, [B, C, h, w]."""
+        return rendering.image if self._latent else self.teacher.encode_image(rendering.image)
+
+    @torch.no_grad()
+    def _shown(self, draw: Draw) -> Tensor | None:
+        """The first view as a picture, if there is one or it is time to make one."""
+        if not self._latent:
+            return draw.rendering.image[0].detach()
+        return self.teacher.decode(draw.x[:1])[0] if self.step_index % _SHOWN_EVERY == 0 else None
+
     def _image_term(self, rendering: Rendering, gradient: Gradient) -> Tensor:
         """What the objective's clean samples ask of the image itself, besides what they ask of x."""
         if not gradient.image_pull:
             return rendering.image.new_zeros(())
         wanted = self.teacher.decode(gradient.target).detach()
-        if wanted.shape != rendering.image.shape:
-            wanted = functional.interpolate(wanted, rendering.image.shape[-2:], mode="bilinear", antialias=True)
-        distance = (rendering.image - wanted).square().sum() / len(wanted)
+        image = self.teacher.decode(rendering.image) if self._latent else rendering.image
+        if wanted.shape != image.shape:
+            wanted = functional.interpolate(wanted, image.shape[-2:], mode="bilinear", antialias=True)
+        distance = (image - wanted).square().sum() / len(wanted)
         return 0.5 * gradient.image_pull * distance
 
     def _context(self, cameras: Camera, source: Rendering | None, generator: torch.Generator) -> ObjectiveContext:
@@ -251,7 +286,10 @@ class SceneTrainer:
 
     @torch.no_grad()
     def _source_seen_by(self, cameras: Camera, background: Tensor | None) -> Rendering | None:
-        return None if self._source is None else self._source.render(cameras, background)
+        source = self._source
+        if isinstance(source, LatentNerfScene):
+            return source.latents(cameras, background)
+        return None if source is None else source.render(cameras, background)
 
     @torch.no_grad()
     def _described(self, source: Rendering | None) -> Source | None:
@@ -259,7 +297,7 @@ class SceneTrainer:
             return None
         prompt = self.settings.source_prompt
         condition = self.teacher.encode_prompt([prompt]) if prompt else self._null
-        return Source(self.teacher.encode_image(source.image), condition)
+        return Source(self._encoded(source), condition)
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, flat: particles (the first without a prefix) and critic."""

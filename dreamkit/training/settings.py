@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
 from keyword import iskeyword
 from typing import Any, Literal, Protocol, get_args, get_type_hints
 
@@ -11,13 +12,14 @@ from dreamkit.errors import ConfigError
 from dreamkit.scenes.cameras import CameraSampler
 from dreamkit.scenes.density import DensityConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
+from dreamkit.scenes.latent_refinement import RefinementConfig
 from dreamkit.scenes.mesh_config import MeshSceneConfig
 from dreamkit.scenes.nerf_config import NerfConfig
 from dreamkit.training.anchor_config import AnchorConfig
 from dreamkit.training.edit_config import EditConfig
 
 EMBEDDED = "toyworld"
-SceneKind = Literal["gaussians", "nerf", "sdf", "mesh"]
+SceneKind = Literal["gaussians", "nerf", "sdf", "mesh", "latent-nerf"]
 SCENES: tuple[SceneKind, ...] = get_args(SceneKind)
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -43,6 +45,21 @@ class SceneChoice(Protocol):
     @property
     def mesh(self) -> MeshSceneConfig:
         """Of a mesh."""
+        ...
+
+    @property
+    def refinement(self) -> RefinementConfig:
+        """Of latents."""
+        ...
+
+    @property
+    def teacher(self) -> str:
+        """Whose latents a latent scene is made of."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """auto, cpu or cuda."""
         ...
 
     @property
@@ -73,13 +90,16 @@ class SceneSettings:
     objective_options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the objective that differ from its defaults."""
     scene: SceneKind = "gaussians"
-    """Kind of scene: Gaussians, a NeRF of density, one of signed distance (sdf), or a mesh."""
+    """Kind of scene: Gaussians, a NeRF of density, one of signed distance (sdf), a mesh, or a NeRF of the teacher's
+    latents (latent-nerf)."""
     gaussians: GaussianConfig = field(default_factory=GaussianConfig)
     """Start, learning rates and regularisers of a Gaussian scene."""
     nerf: NerfConfig = field(default_factory=NerfConfig)
     """Start, sampling, light, learning rates and penalties of a NeRF."""
     mesh: MeshSceneConfig = field(default_factory=MeshSceneConfig)
     """Start, light, learning rates and penalties of a mesh."""
+    refinement: RefinementConfig = field(default_factory=RefinementConfig)
+    """Size and learning rate of what corrects the latents of a latent-nerf."""
     density: DensityConfig = field(default_factory=DensityConfig)
     """When Gaussians are added and removed."""
     cameras: CameraSampler = field(default_factory=CameraSampler)
@@ -89,7 +109,7 @@ class SceneSettings:
     views: int = 4
     """Cameras a step."""
     resolution: int = 64
-    """Side of the training views, pixels."""
+    """Side of the training views, pixels; those of a latent-nerf are as large as the teacher's latents."""
     resolution_share: Schedule = field(default=Schedule.constant(1.0))
     """Share of the resolution that views are rendered at along the run, above 0, at most 1."""
     view_prompts: bool = True
@@ -157,10 +177,17 @@ class SceneSettings:
         share = self.resolution_share
         if not (0 < share.start_value <= 1 and 0 < share.end_value <= 1):
             raise ConfigError(f"resolution_share is {share.data()}.", "Use values above 0, at most 1.")
-        if self.scene in ("nerf", "sdf") and self.nerf.signed != (self.scene == "sdf"):
+        if self.scene == "latent-nerf" and self.anchors.pictures:
+            raise ConfigError(
+                "A latent scene can't be held to pictures while it is imagined.", "Fit it to them, then edit the fit."
+            )
+        kinds = [stage.scene for stage in self.stages]
+        if any(now == "latent-nerf" != before for before, now in pairwise(kinds)):
+            raise ConfigError("A stage 'latent-nerf' can start only from another of its kind.", "Put it first.")
+        if self.scene in ("nerf", "sdf", "latent-nerf") and self.nerf.signed != (self.scene == "sdf"):
             raise ConfigError(
                 f"A scene {self.scene!r} can't have the geometry {self.nerf.geometry!r}.",
-                "nerf.geometry is density for a nerf, volsdf or neus for an sdf.",
+                "nerf.geometry is density for a nerf or latent-nerf, volsdf or neus for an sdf.",
             )
 
 

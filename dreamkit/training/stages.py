@@ -32,7 +32,7 @@ def parse_stages(text: str) -> list[tuple[SceneKind, str, int | None]]:
     if len(stages) > _MOST_STAGES:
         raise ConfigError(f"{len(stages)} stages are too many.", f"Use at most {_MOST_STAGES}.")
     for before, after in pairwise(stages):
-        if after[0] in ("nerf", "sdf") and before[0] != after[0]:
+        if after[0] in ("nerf", "sdf", "latent-nerf") and before[0] != after[0]:
             raise ConfigError(
                 f"A stage {after[0]!r} can't start from {before[0]!r}.",
                 "Fields start from fog: put them first. Gaussians and meshes start from anything.",

@@ -70,7 +70,7 @@ def own_loop(config: Any, steps: int) -> SceneTrainer:
     names = ("prompt", "objective", "scene", "teacher", "views", "resolution", "options")
     options = GenerateOptions(**{name: getattr(model, name) for name in names}, steps=steps, device="cpu")
     teacher = load_teacher(model.teacher, "cpu")
-    loop = SceneTrainer(settings_for(options, toy=teacher.supports_camera), teacher)
+    loop = SceneTrainer(settings_for(options, teacher), teacher)
     for _ in range(steps):
         loop.step()
     return loop

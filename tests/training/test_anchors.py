@@ -143,3 +143,10 @@ class TestRuns:
         assert main([*words, "--pictures-from", "0", "99"]) == 2
         assert "elevation" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+    def test_a_set_asks_less_of_guidance(self, tmp_path: Path) -> None:
+        """Several pictures hold the colours that guidance would exaggerate; a single one leaves the rest to it."""
+        alone, held = (self.settings(path).objective_options for path in (cutout(tmp_path / "red.png"), tmp_path))
+        assert (alone["guidance"], held["guidance"]) == (6, 2)
+        chosen = settings_for(GenerateOptions("a red mug", pictures=str(tmp_path), guidance=4.0))
+        assert chosen.objective_options["guidance"] == 4.0

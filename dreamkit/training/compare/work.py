@@ -91,7 +91,7 @@ def make_row(task: Task, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     settings = settings_for(task.options)
     check_backend()
     teacher = _teacher(settings)
-    settings = settings_for(task.options, toy=teacher.supports_camera)
+    settings = settings_for(task.options, teacher)
     if task.mode == CAMERA and not teacher.supports_camera:
         raise TeacherError(f"{settings.teacher} takes no camera.", "Compare it with --modes text.")
     warnings = check_prompt(teacher, settings.prompt)
