@@ -28,14 +28,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("fit:run", "Fit a scene to posed pictures (transforms.json, Blender, COLMAP)."),
     "evaluate": ("evaluate:run", "Score a run's asset against its prompt."),
     "compare": ("compare:run", "Run objectives side by side on the same prompts, with a report."),
+    "stream": ("stream:run", "Make a video of a sentence that goes on and can be steered."),
     "sample": ("sample:run", "Draw 2D samples from a teacher."),
+    "distill video": ("distill:run_video", "Make a causal student of few steps of a video teacher."),
     "doctor": ("doctor:run", "Show versions, devices, kernel backends and the embedded weights."),
     "objectives": ("objectives:run", "List the objectives, or explain one."),
     "bench kernels": ("bench:run", "Time the kernels against their rivals."),
     "bench scenes": ("bench_scenes:run", "Measure every kind of scene against ground truth."),
+    "bench stream": ("bench_stream:run", "Measure how fast a video plays."),
     "toyworld capture": ("toyworld:capture", "Write posed pictures of a toy-world object."),
     "teachers train image": ("teachers:train_image", "Train the embedded image teacher."),
     "teachers train judge": ("teachers:train_judge", "Train the judge that scores assets."),
+    "teachers train video": ("teachers:train_video", "Train the embedded video teacher."),
+    "teachers train video-autoencoder": ("teachers:train_video_autoencoder", "Train its autoencoder."),
+    "teachers train video-judge": ("teachers:train_video_judge", "Train the judge that scores videos."),
 }
 """Command name -> module:function under dreamkit.cli, and one line of help."""
 

@@ -13,7 +13,7 @@ class EditConfig:
 
     region: str = ""
     """Where the scene may change: box:..., ball:... or a picture (see `dreamkit edit --help`); everywhere if empty."""
-    keep_weight: float = 1.0
+    keep_weight: float = 10.0
     """Outside the region: weight of the squared distance to the pictures of what the run started from."""
     shape_weight: float = 0.0
     """Everywhere: weight of the squared distance to its silhouettes and depths."""

@@ -1,18 +1,13 @@
 """Trains the embedded text-to-image teacher on the toy world: `dreamkit teachers train image`.
 
 v-prediction (Salimans and Ho, arXiv 2202.00512) under a shifted cosine schedule, text dropped from one in ten (for
-classifier-free guidance) and the camera from half (so that the teacher also works from text alone). The matrices
-are trained by Muon, the rest by AdamW; the learning rate is constant after a warm-up and falls linearly to zero
-over the last steps, so that a stopped run can be continued or finished at any time. Every step's data and noise
-come from a generator seeded by (seed, step): resuming equals not having stopped.
+classifier-free guidance) and the camera from half (so that the teacher also works from text alone). The loop, its
+optimisers and checkpoints are those of `teacher_loop`.
 """
 
 import json
 import math
-import re
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +18,11 @@ from torch.nn import functional
 from dreamkit.diffusion.hourglass import HourglassTransformer
 from dreamkit.diffusion.loading import resolve_device
 from dreamkit.diffusion.schedule import NoiseSchedule
-from dreamkit.errors import CheckpointError, ConfigError
-from dreamkit.files import append_jsonl, atomic_path, read_jsonl
+from dreamkit.errors import CheckpointError
 from dreamkit.toyworld.captions import content_words, vocabulary
 from dreamkit.toyworld.dataset import Batch, GeometryConfig, ToyWorld, build_cache
-from dreamkit.toyworld.muon import Muon
-from dreamkit.training.checkpoints import list_checkpoints, load_latest, save_checkpoint
+from dreamkit.training import word_text
+from dreamkit.training.teacher_loop import Report, Tell, Trainer, require_positive, run_training
 
 PROMPT_LENGTH = 24
 
@@ -105,53 +99,12 @@ class ImageTeacherOptions:
     """What the pictures show."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise ConfigError(f"{option} is {getattr(self, name)}.", f"Give --{option} a number of 1 or more.")
+        require_positive(self, ("steps", "batch", "checkpoint_every"))
 
 
 def make_tokenizer() -> Any:
     """A word-level tokenizer of the toy world's vocabulary, in transformers' format."""
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", *vocabulary()]
-    core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()])
-    core.post_processor = processors.TemplateProcessing(
-        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 2), ("[EOS]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        bos_token="[BOS]",
-        eos_token="[EOS]",
-        model_max_length=PROMPT_LENGTH,
-        dreamkit_content_words=content_words(),
-    )
-
-
-def make_text_encoder(vocab_size: int, width: int) -> Any:
-    """A two-layer CLIP text transformer, trained together with the denoiser."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        projection_dim=width,
-        num_hidden_layers=2,
-        num_attention_heads=width // 32,
-        max_position_embeddings=PROMPT_LENGTH,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-    )
-    return CLIPTextModel(config)
+    return word_text.make_tokenizer(vocabulary(), content_words(), PROMPT_LENGTH)
 
 
 class TeacherNetworks(nn.Module):
@@ -166,7 +119,9 @@ class TeacherNetworks(nn.Module):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.denoiser = HourglassTransformer()
-        self.text_encoder: Any = make_text_encoder(vocab_size, self.denoiser.config.cross_attention_dim)
+        self.text_encoder: Any = word_text.make_text_encoder(
+            vocab_size, self.denoiser.config.cross_attention_dim, PROMPT_LENGTH
+        )
         width = self.denoiser.config.inner_dim
         self.shape_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * 4 * 4))
         self._middle: Tensor | None = None
@@ -189,28 +144,7 @@ class TeacherNetworks(nn.Module):
         return velocity, functional.pixel_shuffle(grid, 4)
 
 
-def make_optimizers(networks: nn.Module, options: ImageTeacherOptions) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices that tokens pass through, AdamW for embeddings, modulation, convolutions and vectors."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in networks.named_parameters():
-        inside = re.search(r"blocks\.|encoder\.layers\.|patch_in|patch_out|merge|split", name) is not None
-        chosen = parameter.ndim == 2 and inside and "modulation" not in name
-        (matrices if chosen else rest).append(parameter)
-    return [
-        Muon(matrices, lr=options.lr),
-        torch.optim.AdamW(rest, lr=options.lr_rest, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-
-
-def learning_rate_factor(step: int, options: ImageTeacherOptions) -> float:
-    """Warm-up, constant, linear fall to zero: the factor on both learning rates at a step."""
-    rise = min(1.0, (step + 1) / max(1, options.warmup))
-    fall = min(1.0, (options.steps - step) / max(1, options.cooldown))
-    return rise * max(0.0, fall)
-
-
-class ImageTeacherTrainer:
+class ImageTeacherTrainer(Trainer):
     """The state of a training run and one step of it.
 
     Args:
@@ -228,10 +162,9 @@ class ImageTeacherTrainer:
         if options.start is not None:
             _load_weights(self.networks, options.start)
         self.networks.to(self.device)
-        self.average = {k: v.detach().clone() for k, v in self.networks.named_parameters()}
-        self.optimizers = make_optimizers(self.networks, options)
+        super().__init__(self.networks, options)
+        self.half_precision = self.device.type == "cuda"
         self.schedule = NoiseSchedule.from_diffusers({"_class_name": "DDIMScheduler", **SCHEDULER})
-        self.step = 0
 
     def draw(self, step: int) -> tuple[Batch, Tensor, Tensor, Tensor, torch.Generator]:
         """Sample, token ids, poses and timestep indices of a step: a pure function of (seed, step)."""
@@ -248,12 +181,8 @@ class ImageTeacherTrainer:
         index = (torch.rand(count, generator=generator) + torch.randperm(count, generator=generator)) / count
         return batch, encoded["input_ids"], batch.poses * with_camera, (index * 1000).floor().clamp_max(999), generator
 
-    def train_step(self) -> dict[str, float]:
-        """One step of training.
-
-        Returns:
-            `loss` (mean squared error of v) and `shape` (of the shapes).
-        """
+    def losses(self) -> tuple[Tensor, dict[str, float]]:
+        """`loss` (mean squared error of v) and, with its weight, `shape` (of the shapes)."""
         batch, tokens, poses, index, generator = self.draw(self.step)
         x0 = (2 * batch.images - 1).to(self.device)
         eps = torch.randn(x0.shape, generator=generator).to(self.device)
@@ -261,72 +190,22 @@ class ImageTeacherTrainer:
         t = self.schedule.from_timestep(index)
         noisy = self.schedule.add_noise(x0, eps, t)
         target = self.schedule.velocity(x0, eps, t)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
             prediction, shapes = self.networks(noisy, index, tokens, poses)
         loss = functional.mse_loss(prediction.float(), target)
         shape_loss = functional.mse_loss(shapes.float(), self.world.shapes(batch.rows).to(self.device))
-        (loss + self.options.shape_weight * shape_loss).backward()
-        nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        factor = learning_rate_factor(self.step, self.options)
-        for optimizer, lr in zip(self.optimizers, (self.options.lr, self.options.lr_rest), strict=True):
-            optimizer.param_groups[0]["lr"] = lr * factor
-            optimizer.step()
-            optimizer.zero_grad()
-        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, parameter in self.networks.named_parameters():
-                self.average[name].lerp_(parameter, 1 - decay)
-        self.step += 1
-        return {"loss": float(loss.detach()), "shape": float(shape_loss.detach())}
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, flat."""
-        tensors = {f"weights.{name}": p.detach() for name, p in self.networks.named_parameters()}
-        tensors |= {f"average.{name}": p for name, p in self.average.items()}
-        for which, optimizer in enumerate(self.optimizers):
-            for index, slots in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{which}.{index}.{key}": value for key, value in slots.items()}
-        return tensors
-
-    def load_state(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Continue from a saved state.
-
-        Raises:
-            CheckpointError: the state is of another network.
-        """
-        slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
-        try:
-            with torch.no_grad():
-                for name, parameter in self.networks.named_parameters():
-                    parameter.copy_(tensors[f"weights.{name}"])
-                    self.average[name].copy_(tensors[f"average.{name}"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"The checkpoint is of another network: {error}.", "Choose a new --out.") from error
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, which, index, key = name.split(".")
-                slots[int(which)].setdefault(int(index), {})[key] = value
-        for optimizer, state in zip(self.optimizers, slots, strict=True):
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        self.step = step
+        total = loss + self.options.shape_weight * shape_loss
+        return total, {"loss": float(loss.detach()), "shape": float(shape_loss.detach())}
 
     def export(self, folder: Path) -> Path:
         """Write the averaged weights as a diffusers folder of float16 safetensors."""
         from diffusers import DDIMScheduler
 
-        kept = {name: p.detach().clone() for name, p in self.networks.named_parameters()}
-        with torch.no_grad():
-            for name, parameter in self.networks.named_parameters():
-                parameter.copy_(self.average[name])
-        self.networks.to(torch.float16)
-        self.networks.denoiser.save_pretrained(folder / "denoiser")
-        self.networks.text_encoder.save_pretrained(folder / "text_encoder")
+        with self.averaged(torch.float16):
+            self.networks.denoiser.save_pretrained(folder / "denoiser")
+            self.networks.text_encoder.save_pretrained(folder / "text_encoder")
         for file in folder.rglob("*.safetensors"):
             file.chmod(0o644)  # safetensors writes files that only their owner can read
-        self.networks.to(torch.float32)
-        with torch.no_grad():
-            for name, parameter in self.networks.named_parameters():
-                parameter.copy_(kept[name])
         self.tokenizer.save_pretrained(folder / "tokenizer")
         DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
         index = {
@@ -339,11 +218,15 @@ class ImageTeacherTrainer:
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         return folder
 
+    def draw_samples(self, folder: Path, picture: Path) -> None:
+        """Pictures of `GRID_PROMPTS`."""
+        draw_grid(folder, picture)
+
 
 def train_image_teacher(
     options: ImageTeacherOptions,
-    report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    tell: Callable[[str], None] = lambda text: None,
+    report: Report = lambda step, metrics: None,
+    tell: Tell = lambda text: None,
 ) -> Path:
     """Train (or go on training) the embedded image teacher.
 
@@ -357,52 +240,7 @@ def train_image_teacher(
     """
     tell("tracing the geometry of the toy world (once)")
     cache = build_cache(options.geometry, options.out / "geometry", options.workers)
-    trainer = ImageTeacherTrainer(options, ToyWorld(cache))
-    checkpoints = options.out / "checkpoints"
-    if checkpoints.exists() and list_checkpoints(checkpoints):
-        checkpoint, warnings = load_latest(checkpoints)
-        trainer.load_state(checkpoint.tensors, checkpoint.step)
-        for text in (*warnings, f"continuing from step {checkpoint.step}"):
-            tell(text)
-    log: list[dict[str, float]] = []
-    started = time.perf_counter()
-    while trainer.step < options.steps:
-        losses = trainer.train_step()
-        metrics = {"step": trainer.step, **losses, "seconds": round(time.perf_counter() - started, 2)}
-        log.append(metrics)
-        report(trainer.step, metrics)
-        last = trainer.step == options.steps
-        if last or trainer.step % options.checkpoint_every == 0:
-            save_checkpoint(checkpoints, trainer.step, trainer.state(), _meta(options), keep=2)
-            _flush(log, options.out / "metrics.jsonl")
-        if options.sample_every and (last or trainer.step % options.sample_every == 0):
-            trainer.export(options.out / "teacher")
-            draw_grid(options.out / "teacher", options.out / f"samples-{trainer.step:06d}.png")
-    draw_loss_curve(options.out / "metrics.jsonl", options.out / "loss.png")
-    return trainer.export(options.out / "teacher")
-
-
-def draw_loss_curve(metrics: Path, picture: Path) -> None:
-    """Plot the loss of a metrics file, raw and averaged over 50 steps, on a logarithmic axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = {int(row["step"]): float(row["loss"]) for row in read_jsonl(metrics)}
-    steps = sorted(rows)
-    losses = [rows[step] for step in steps]
-    smooth = [sum(losses[max(0, i - 49) : i + 1]) / len(losses[max(0, i - 49) : i + 1]) for i in range(len(losses))]
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), dpi=120)
-    axes.plot(steps, losses, color="#b8c4d6", linewidth=0.8, label="a step")
-    axes.plot(steps, smooth, color="#1f4e8c", linewidth=1.6, label="mean of 50")
-    axes.set(xlabel="step", ylabel="mean squared error of v", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    with atomic_path(picture) as temporary:
-        figure.savefig(temporary, format="png")
-    pyplot.close(figure)
+    return run_training(ImageTeacherTrainer(options, ToyWorld(cache)), "teacher", report, tell)
 
 
 def _load_weights(networks: TeacherNetworks, folder: Path) -> None:
@@ -414,27 +252,13 @@ def _load_weights(networks: TeacherNetworks, folder: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    parts = {
-        "denoiser": ("denoiser/diffusion_pytorch_model.safetensors", networks.denoiser),
-        "text encoder": ("text_encoder/model.safetensors", networks.text_encoder),
-    }
-    for part, (file, network) in parts.items():
-        try:
-            network.load_state_dict(load_file(folder / file))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"The {part} of {folder} can't be started from: {error}.", "Give a folder this command wrote."
-            ) from error
-
-
-def _meta(options: ImageTeacherOptions) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(options), default=str))
-
-
-def _flush(log: list[dict[str, float]], path: Path) -> None:
-    for record in log:
-        append_jsonl(path, record)
-    log.clear()
+    try:
+        networks.denoiser.load_state_dict(load_file(folder / "denoiser" / "diffusion_pytorch_model.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The denoiser of {folder} can't be started from: {error}.", "Give a folder this command wrote."
+        ) from error
+    word_text.load_text_encoder_weights(networks.text_encoder, folder / "text_encoder")
 
 
 GRID_PROMPTS: tuple[str, ...] = (

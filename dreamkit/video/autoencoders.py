@@ -7,6 +7,7 @@ other four. Both decode a stream: what the convolutions remember of the frames b
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ class StreamDecoder(ABC):
         latents: Tensor,  # [B, C, F', h, w], the next ones; the batch stays the same
     ) -> Tensor:
         """The frames [B, F, 3, H, W] in [0, 1] that these latents add: together, those of decoding them at once."""
+
+    @abstractmethod
+    def fork(self) -> StreamDecoder:
+        """A decoder that has seen the same and goes its own way."""
 
 
 class VideoAutoencoder(ABC):
@@ -144,6 +149,9 @@ class _FrameStream(StreamDecoder):
         pixels = network.decode(raw.flatten(0, 1).to(network.device, network.dtype)).sample.float()
         return (0.5 * (pixels + 1)).clamp(0, 1).unflatten(0, (latents.shape[0], -1))
 
+    def fork(self) -> StreamDecoder:
+        return self  # it remembers nothing
+
 
 class WanAutoencoder(VideoAutoencoder):
     """`AutoencoderKLWan`; the latent is the posterior's mean, normalised channel by channel."""
@@ -195,6 +203,11 @@ class _WanStream(StreamDecoder):
             self._is_first = False
         pixels = unpatchify(torch.cat(parts, dim=2), network.config.patch_size or 1).float()
         return (0.5 * (pixels + 1)).clamp(0, 1).transpose(1, 2)
+
+    def fork(self) -> StreamDecoder:
+        twin = copy.copy(self)
+        twin._memory = list(self._memory)  # what it holds is replaced, never changed
+        return twin
 
 
 def load_autoencoder(

@@ -8,7 +8,6 @@ prompt and one set of controls. Both queues are bounded: a reader that stops sto
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -442,9 +441,9 @@ class StreamEngine:
         """The frames of a chunk, as they are decoded."""
         if work.restore is not None:
             assert work.restore.decoder is not None
-            self._decoder = forked(work.restore.decoder)
+            self._decoder = work.restore.decoder.fork()
         if work.save is not None and work.save.decoder is None:
-            work.save.decoder = forked(self._decoder)
+            work.save.decoder = self._decoder.fork()
         number = work.first
         # Latent frames of several frames are decoded one by one: the first ones leave sooner.
         parts = [work.latents] if self.frames.stride == 1 else work.latents.split(1, dim=2)
@@ -458,15 +457,6 @@ class StreamEngine:
                 if number >= work.show_from and not is_over:
                     yield _Shown(work.epoch, StreamFrame(number, picture, work.prompt))
                 number += 1
-
-
-def forked(decoder: StreamDecoder) -> StreamDecoder:
-    """A decoder that has seen the same and goes its own way: lists are copied, what they hold is never changed."""
-    twin = copy.copy(decoder)
-    for name, value in vars(decoder).items():
-        if isinstance(value, list):
-            setattr(twin, name, list(value))
-    return twin
 
 
 def _pass_on(queue: BoundedQueue[_Work | _Failure] | BoundedQueue[_Shown | _Failure], error: BaseException) -> None:

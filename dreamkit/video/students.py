@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dreamkit.checks import nearest_first
-from dreamkit.errors import TeacherError
+from dreamkit.errors import CheckpointError, ConfigError, TeacherError
 from dreamkit.video.pipeline import VideoTeacher, load_video_teacher
 from dreamkit.video.random_models import RANDOM_MODELS, random_student
+from dreamkit.video.stream_config import StreamConfig
 
 EMBEDDED = "embedded"
+INDEX_FILE = "model_index.json"
+STREAM_KEY = "dreamkit_stream"
+"""Where the index of a pipeline folder says how it is streamed: fields of `StreamConfig`."""
 _FOLDER = "toyworld-video-student"
 
 
@@ -50,6 +56,27 @@ def embedded_folder() -> Path:
             "Give a folder that `dreamkit distill video` made, or measure with --model embedded-random.",
         )
     return folder
+
+
+def read_stream_config(folder: Path) -> StreamConfig | None:
+    """How a pipeline folder says it is streamed; `None` where it does not.
+
+    Raises:
+        CheckpointError: the index is missing or damaged, or its settings are none of a stream.
+    """
+    path = folder / INDEX_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}.", "Give a pipeline folder.") from error
+    settings = content.get(STREAM_KEY) if isinstance(content, dict) else None
+    if settings is None:
+        return None
+    try:
+        given: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in settings.items()}
+        return StreamConfig(**given)
+    except (TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"The {STREAM_KEY} in {path} does not fit: {error}.", "Copy it again.") from error
 
 
 def frame_size(student: VideoTeacher) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -69,14 +70,13 @@ def attend(
     if blocks is not None:
         visible = len(frames) * stream.tokens
         _check_blocks(blocks, block, q, visible)
-    q_angles = rope.angles(torch.tensor(own, dtype=torch.int64, device=q.device), stream.height, stream.width)
-    seen = torch.tensor([times[frame] for frame in frames], dtype=torch.int64, device=q.device)
-    k_angles = rope.angles(seen, stream.height, stream.width)
     chosen = choose_backend("stream_attention", backend, q)
+    grid, seen = (stream.height, stream.width, q.device), tuple(times[frame] for frame in frames)
     if chosen != "reference":
-        stored_frames = torch.tensor(frames, dtype=torch.int64, device=q.device)
-        turns = (_turns(q_angles), _turns(k_angles))
+        stored_frames = _indices(tuple(frames), q.device)
+        turns = (_turns(rope, tuple(own), *grid), _turns(rope, seen, *grid))
         return operators.stream_attention(q, k, v, *turns, stored_frames, blocks, block, chosen)[0]
+    q_angles, k_angles = (rope.angles(_indices(times, q.device), *grid[:2]) for times in (tuple(own), seen))
     if len(frames) < stored:
         k, v = (_frames_of(item, frames, stream.tokens) for item in (k, v))
     allowed = None
@@ -121,9 +121,22 @@ def rollout_attention(
     return torch.cat(parts, dim=1) if parts else torch.zeros_like(q)
 
 
-def _turns(angles: Tensor) -> Tensor:
-    """Cosine and sine of every angle side by side, float32: [N, D / 2] to [N, D]."""
-    return torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1).float()
+@lru_cache(maxsize=64)
+def _turns(rope: Rope3d, times: tuple[int, ...], height: int, width: int, device: torch.device) -> Tensor:
+    """Cosine and sine of every angle of some frames side by side, [N, D] float32.
+
+    Every layer of every step asks for the same: a stream whose window is full, for ever.
+    """
+    with torch.inference_mode(False):  # what is kept must serve training too
+        angles = rope.angles(_indices(times, device), height, width)
+        return torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1).float()
+
+
+@lru_cache(maxsize=64)
+def _indices(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Whole numbers on a device, [N] int64."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 def _frames_of(x: Tensor, frames: Sequence[int], tokens: int) -> Tensor:

@@ -24,10 +24,10 @@ from dreamkit.training.image_teacher import (
     PROMPT_LENGTH,
     ImageTeacherOptions,
     ImageTeacherTrainer,
-    learning_rate_factor,
     make_tokenizer,
     train_image_teacher,
 )
+from dreamkit.training.teacher_loop import learning_rate_factor
 
 EMBEDDED = Path(image_teacher.__file__).parents[2] / "assets" / "toyworld-teacher"
 TINY: dict[str, Any] = {

@@ -1,0 +1,250 @@
+"""What a causal video student is taught, objective by objective, in the order of a recipe.
+
+    teacher-forcing      the flow of noisy chunks under a clean past: makes a causal model of a bidirectional one
+    diffusion-forcing    the same under a past at noise levels of its own
+    causal-consistency   a few steps instead of many, the guidance inside (needs a causal teacher)
+
+The mathematics is in `dreamkit.objectives.causal_video`; here it is asked of networks. Another objective is one more
+class in `OBJECTIVES`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from dreamkit_kernels.stream_attention import Stream
+from torch import Tensor
+
+from dreamkit.diffusion.guidance import guide
+from dreamkit.diffusion.schedule import NoiseSchedule
+from dreamkit.errors import CheckpointError, ConfigError
+from dreamkit.objectives.causal_video import (
+    Distance,
+    Flow,
+    consistency_error,
+    draw_neighbours,
+    draw_positions,
+    flow_matching_error,
+    noisy_clip,
+)
+from dreamkit.video.controls import Controls
+
+Call = Callable[..., Tensor]
+"""`StudentNetworks.forward`, under some weights."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Clips that one pass learns from.
+
+    Args:
+        x0: [B, C, F, h, w] clean latents.
+        text: [B, L, D] of their captions.
+        empty: [1, L, D] of no caption.
+        controls: of their frames, `None` for a model that reads none.
+    """
+
+    x0: Tensor
+    text: Tensor
+    empty: Tensor
+    controls: Controls | None
+
+
+@dataclass(frozen=True)
+class Models:
+    """Who is asked.
+
+    Args:
+        student: with gradients.
+        average: the student under its averaged weights.
+        teacher: frozen; `None` where the objective needs none.
+    """
+
+    student: Call
+    average: Call
+    teacher: Call | None = None
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Numbers of the objectives, see `StudentOptions`.
+
+    Args:
+        stream: chunk, sink and window.
+        shift: of the noise levels.
+        past_noise: largest noise level of the clean past.
+        guidance: D(s) of the teacher.
+        solver_steps: of the teacher's path.
+        steps_per_chunk: of the few-step student.
+        distance: between clean clips.
+    """
+
+    stream: Stream
+    shift: float
+    past_noise: float = 0.0
+    guidance: float = 4.0
+    solver_steps: int = 32
+    steps_per_chunk: int = 4
+    distance: Distance = "huber"
+
+
+class StudentObjective(ABC):
+    """Asks the models about a lesson.
+
+    Args:
+        settings: numbers.
+    """
+
+    needs_causal_teacher: ClassVar[bool] = False
+    """Whether the teacher answers chunk by chunk under a clean past."""
+    drops_text: ClassVar[bool] = True
+    """Whether captions are emptied now and then, so that the student can be guided."""
+
+    def __init__(self, settings: LossSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
+        """Terms by name, each a number; their sum is minimised.
+
+        Args:
+            lesson: on the models' device.
+            models: to ask.
+            generator: source of levels and noise, on the CPU.
+        """
+
+    @property
+    @abstractmethod
+    def sampling(self) -> tuple[int, float]:
+        """How such a student is sampled: steps a chunk, and the guidance."""
+
+    def draw_noise(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal noise like `x0`, the same on every device."""
+        return torch.randn(x0.shape, generator=generator).to(x0)
+
+    def draw_places(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """Places [B, F] on the schedule, float64 on the CPU, see `draw_positions`."""
+        return draw_positions(x0.shape[0], x0.shape[2], self.settings.stream.chunk, generator)
+
+    def past(self, lesson: Lesson, generator: torch.Generator) -> Tensor:
+        """The frames before a chunk: clean, or with a little noise that the student is not told of.
+
+        A stream's own past is never quite clean: a student that has seen some of it noisy forgives its own mistakes.
+        """
+        if self.settings.past_noise == 0:
+            return lesson.x0
+        levels = self.settings.past_noise * self.draw_places(lesson.x0, generator).to(lesson.x0)
+        return noisy_clip(lesson.x0, self.draw_noise(lesson.x0, generator), levels)
+
+    def flow(self, call: Call, lesson: Lesson, past: Tensor | None) -> Flow:
+        """The flow that a model sees, as a function of noisy clips and levels."""
+        return lambda x, t: call(x, t, lesson.text, lesson.controls, self.settings.stream, past)
+
+
+class DiffusionForcing(StudentObjective):
+    """Flow matching, a noise level for every chunk, behind a past that is as noisy as its own levels say."""
+
+    def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
+        """`flow`, see `flow_matching_error`."""
+        return self._matching(lesson, models, None, generator)
+
+    @property
+    def sampling(self) -> tuple[int, float]:
+        """Many guided steps."""
+        return self.settings.solver_steps, self.settings.guidance
+
+    def _matching(
+        self, lesson: Lesson, models: Models, past: Tensor | None, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        places = self.draw_places(lesson.x0, generator)
+        levels = NoiseSchedule.flow(self.settings.shift).sigma(places).to(lesson.x0)
+        eps = self.draw_noise(lesson.x0, generator)
+        error = flow_matching_error(self.flow(models.student, lesson, past), lesson.x0, eps, levels)
+        return {"flow": error.mean()}
+
+
+class TeacherForcing(DiffusionForcing):
+    """Flow matching, a noise level for every chunk, behind a clean past."""
+
+    def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
+        """`flow`, see `flow_matching_error`."""
+        return self._matching(lesson, models, self.past(lesson, generator), generator)
+
+
+class CausalConsistency(StudentObjective):
+    """Consistency distillation of a causal, guided teacher behind a clean past.
+
+    The teacher is the causally adapted network, not the bidirectional one: a bidirectional path of a chunk depends on
+    the noise of the chunks after it, which a stream has not drawn yet, so no causal student can follow it. (CausVid,
+    arXiv 2412.07772, takes pairs from such paths, and only to initialise a student for what comes after.)
+    """
+
+    needs_causal_teacher = True
+    drops_text = False
+
+    def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
+        """`consistency`, see `consistency_error`."""
+        settings, x0 = self.settings, lesson.x0
+        places = self.draw_places(x0, generator)
+        levels, lower = (item.to(x0) for item in draw_neighbours(places, settings.solver_steps, settings.shift))
+        eps, past = self.draw_noise(x0, generator), self.past(lesson, generator)
+        error = consistency_error(
+            self.flow(models.student, lesson, past),
+            self.flow(models.average, lesson, past),
+            self.guided(models, lesson, past),
+            x0, eps, levels, lower, settings.distance,
+        )  # fmt: skip
+        return {"consistency": error.mean()}
+
+    def guided(self, models: Models, lesson: Lesson, past: Tensor) -> Flow:
+        """The teacher's guided flow D(s): text against no text in one pass, the controls on both sides.
+
+        Raises:
+            ConfigError: there is no teacher.
+        """
+        teacher = models.teacher
+        if teacher is None:
+            raise ConfigError("Consistency distillation has no teacher to follow.", "Give one.")
+        stream, scale = self.settings.stream, self.settings.guidance
+        if scale == 1:
+            return self.flow(teacher, lesson, past)
+        text = torch.cat([lesson.text, lesson.empty.expand_as(lesson.text)])
+        controls = None if lesson.controls is None else lesson.controls.twice()
+
+        def flow(x: Tensor, t: Tensor) -> Tensor:
+            x, t, before = (torch.cat([item, item]) for item in (x, t, past))
+            positive, negative = teacher(x, t, text, controls, stream, before).chunk(2)
+            return guide(positive, negative, scale)
+
+        return flow
+
+    @property
+    def sampling(self) -> tuple[int, float]:
+        """A few steps; the guidance is inside."""
+        return self.settings.steps_per_chunk, 1.0
+
+
+OBJECTIVES: dict[str, type[StudentObjective]] = {
+    "teacher-forcing": TeacherForcing,
+    "diffusion-forcing": DiffusionForcing,
+    "causal-consistency": CausalConsistency,
+}
+"""By the name on the command line."""
+
+
+def require_finite(terms: dict[str, Tensor], objective: str, step: int) -> None:
+    """Stop a training before it spoils its weights.
+
+    Raises:
+        CheckpointError: a term is not finite; the message names it.
+    """
+    for name, value in terms.items():
+        if not bool(torch.isfinite(value)):
+            raise CheckpointError(
+                f"The {name} loss of {objective} is {float(value.detach())} at step {step}.",
+                "The last checkpoint is kept. A lower --lr and --lr-rest, or another --seed, may help.",
+            )

@@ -1,0 +1,41 @@
+"""A stand-in for the moving toy world: coloured squares on gray, made in no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dreamkit.toyworld.motion import Clips, MotionConfig
+
+COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.1), "blue": (0.1, 0.1, 0.9)}
+CONFIG = MotionConfig(frames=6, size=16, points=3)
+
+
+class SquareWorld:
+    """A square that moves to the right, a step of one pixel a frame; the camera moves along x."""
+
+    def __init__(self, path: Path, config: MotionConfig, hold_out: bool = True) -> None:
+        self.config = config
+
+    def sample(self, count: int, generator: torch.Generator, frames: int | None = None) -> Clips:
+        length, size = frames or self.config.frames, self.config.size
+        pictures = torch.full((count, length, 3, size, size), 0.5)
+        captions = []
+        for clip in range(count):
+            name = list(COLOURS)[int(torch.randint(3, (), generator=generator))]
+            row, column = torch.randint(size - 6, (2,), generator=generator).tolist()
+            captions.append(f"a {name} cube sliding to the right")
+            for frame in range(length):
+                place = pictures[clip, frame, :, row : row + 6, column + frame : column + frame + 6]
+                place[:] = torch.tensor(COLOURS[name])[:, None, None]
+        poses = torch.eye(3, 4).repeat(count, length, 1, 1)
+        poses[..., 0, 3] = 3 + torch.arange(length)
+        tracks = torch.rand(count, length, self.config.points, 2, generator=generator)
+        visible = torch.rand(tracks.shape[:3], generator=generator) < 0.8
+        return Clips(pictures, captions, poses.flatten(2), tracks, visible, [])
+
+
+def build_nothing(config: MotionConfig, folder: Path, workers: int = 2) -> Path:
+    """Instead of `build_motion_cache`."""
+    return folder / "motion-none.safetensors"
