@@ -21,6 +21,7 @@ class SquareWorld:
     def sample(self, count: int, generator: torch.Generator, frames: int | None = None) -> Clips:
         length, size = frames or self.config.frames, self.config.size
         pictures = torch.full((count, length, 3, size, size), 0.5)
+        shapes = torch.zeros(count, length, 4, size, size)
         captions = []
         for clip in range(count):
             name = list(COLOURS)[int(torch.randint(3, (), generator=generator))]
@@ -29,11 +30,13 @@ class SquareWorld:
             for frame in range(length):
                 place = pictures[clip, frame, :, row : row + 6, column + frame : column + frame + 6]
                 place[:] = torch.tensor(COLOURS[name])[:, None, None]
+                shapes[clip, frame, ::3, row : row + 6, column + frame : column + frame + 6] = 1.0  # faces the camera
         poses = torch.eye(3, 4).repeat(count, length, 1, 1)
         poses[..., 0, 3] = 3 + torch.arange(length)
         tracks = torch.rand(count, length, self.config.points, 2, generator=generator)
         visible = torch.rand(tracks.shape[:3], generator=generator) < 0.8
-        return Clips(pictures, captions, poses.flatten(2), tracks, visible, [])
+        quarter = torch.nn.functional.avg_pool2d(shapes.flatten(0, 1), 4).unflatten(0, (count, length))
+        return Clips(pictures, captions, poses.flatten(2), tracks, visible, [], quarter)
 
 
 def build_nothing(config: MotionConfig, folder: Path, workers: int = 2) -> Path:

@@ -15,7 +15,7 @@ from dreamkit.toyworld.motion_captions import MotionWriter, motion_content_words
 from dreamkit.toyworld.motion_casting import Casting
 from dreamkit.toyworld.motion_config import MOTION_MATERIALS, MOTION_OBJECTS, MotionConfig
 from dreamkit.toyworld.motion_meshes import MeshLibrary, ToyMesh, build_motion_cache
-from dreamkit.toyworld.motion_render import Stage, paint, random_stage, shoot, track
+from dreamkit.toyworld.motion_render import Stage, paint, random_stage, shapes, shoot, track
 from dreamkit.toyworld.motion_scripts import CAMERA_MOVES, MOTIONS, Script
 
 __all__ = [
@@ -44,6 +44,7 @@ class Clips:
         tracks: [B, F, N, 2] where N points appear: x to the right and y down, in [0, 1] inside the frame.
         visible: [B, F, N] whether they are inside the frame and nothing hides them.
         scripts: B scripts: what happens.
+        shapes: [B, F, 4, S / 4, S / 4] share covered by objects, and their normals in camera axes times that share.
     """
 
     frames: Tensor
@@ -52,6 +53,7 @@ class Clips:
     tracks: Tensor
     visible: Tensor
     scripts: list[Script]
+    shapes: Tensor
 
 
 class MotionWorld:
@@ -87,7 +89,7 @@ class MotionWorld:
         require_integer("The number of frames", frames, 1)
         times = torch.arange(frames, dtype=torch.float32)
         casting, writer = Casting(self.library, frames, generator), MotionWriter(generator)
-        scripts, captions, pictures, cameras, tracks, visible = [], [], [], [], [], []
+        scripts, captions, pictures, cameras, tracks, visible, solids = [], [], [], [], [], [], []
         for _ in range(count):
             script = casting.random_script(self.hold_out)
             shot = shoot(script, self._meshes(script), times, self.config.size)
@@ -98,8 +100,15 @@ class MotionWorld:
             cameras.append(shot.cameras.pose)
             tracks.append(where)
             visible.append(seen)
+            solids.append(shapes(shot))
         return Clips(
-            torch.stack(pictures), captions, torch.stack(cameras), torch.stack(tracks), torch.stack(visible), scripts
+            frames=torch.stack(pictures),
+            captions=captions,
+            cameras=torch.stack(cameras),
+            tracks=torch.stack(tracks),
+            visible=torch.stack(visible),
+            scripts=scripts,
+            shapes=torch.stack(solids),
         )
 
     def script(

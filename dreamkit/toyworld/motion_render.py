@@ -130,20 +130,57 @@ def paint(shot: Shot, script: Script, stage: Stage) -> Tensor:
     return colours + (1 - alpha) * _floor(shot, stage)
 
 
-def _object_colours(shot: Shot, script: Script, stage: Stage, where: Tensor) -> Tensor:
-    """Colours [P, 3] of the flat pixels `where` [P], which see an object."""
+@torch.no_grad()
+def shapes(shot: Shot) -> Tensor:
+    """What stands where in a shot, at a quarter of the frames' size: [F, 4, S / 4, S / 4].
+
+    Channel 0 is the share covered by objects, 1 to 3 the surface normal in camera axes (x right, y up, z towards the
+    camera) times that share.
+    """
+    covered = shot.faces >= 0
+    where = covered.flatten().nonzero()[:, 0]
+    seen = _seen(shot, where)
+    to_camera = shot.cameras.camera_to_world[:, None, :3, :3].mT @ shot.poses[..., :3, :3]  # [F, K, 3, 3]
+    normal = (to_camera[seen.frame, seen.slot] @ seen.normal[..., None])[..., 0]
+    layers = torch.zeros(covered.numel(), 4)
+    layers[where, 0] = 1.0
+    layers[where, 1:] = functional.normalize(normal, dim=1)
+    return functional.avg_pool2d(layers.view(*covered.shape, 4).permute(0, 3, 1, 2), 8)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What P pixels see: frame and slot [P], face [P], position and normal [P, 3] in the object's space."""
+
+    frame: Tensor
+    slot: Tensor
+    face: Tensor
+    position: Tensor
+    normal: Tensor
+
+
+def _slots(meshes: list[ToyMesh]) -> Tensor:
+    """The slot of each face of the joined meshes."""
+    return torch.cat([torch.full((len(mesh.faces),), slot) for slot, mesh in enumerate(meshes)])
+
+
+def _seen(shot: Shot, where: Tensor) -> _Seen:
+    """What the flat pixels `where` [P] see, each of which sees an object."""
     face = shot.faces.flatten()[where].long()
     weights = shot.barycentrics.view(-1, 3)[where][..., None]
-    frame = where // shot.faces[0].numel()
     corners = torch.cat([mesh.vertices[mesh.faces] for mesh in shot.meshes])
     normals = torch.cat([mesh.normals for mesh in shot.meshes])
     known = (torch.cat([corners, normals], dim=-1)[face] * weights).sum(dim=1)
-    position, normal = known.split(3, dim=1)
-    slots = torch.cat([torch.full((len(mesh.faces),), slot) for slot, mesh in enumerate(shot.meshes)])
+    return _Seen(where // shot.faces[0].numel(), _slots(shot.meshes)[face], face, *known.split(3, dim=1))
+
+
+def _object_colours(shot: Shot, script: Script, stage: Stage, where: Tensor) -> Tensor:
+    """Colours [P, 3] of the flat pixels `where` [P], which see an object."""
+    seen = _seen(shot, where)
+    face, frame, slot, position, normal = seen.face, seen.frame, seen.slot, seen.position, seen.normal
     parts = torch.cat([mesh.parts for mesh in shot.meshes])
-    slot = slots[face]
     colours, bits, _ = _palettes([script.things], stage.jitter[None])
-    code = (parts + 16 * slots)[face]
+    code = (parts + 16 * _slots(shot.meshes))[face]
     patterned = (stripes_and_spots(position) & bits[0][code]) > 0
     albedo = colours[0].flatten(0, 1)[code + colours.shape[2] * patterned]
     # The light as the object sees it: turning one vector an object and frame is less than turning all normals.

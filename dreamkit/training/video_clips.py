@@ -2,7 +2,8 @@
 
 ```
 pool-<key>/shard-00000.safetensors    latents [n, C, F, h, w] float16, cameras [n, F, 12], tracks [n, F, N, 2],
-                                      visible [n, F, N] as uint8; the captions in the file's metadata
+                                      visible [n, F, N] as uint8, shapes [n, F, 4, S / 4, S / 4] as int8 in 1/127 steps;
+                                      the captions in the file's metadata
 ```
 
 Shard i is drawn with the seed `seed * 1_000_003 + i`, whichever process makes it and whenever, so a pool is a pure
@@ -30,6 +31,8 @@ from dreamkit.errors import CheckpointError, RunError
 from dreamkit.files import atomic_path, remove_leftovers
 from dreamkit.toyworld.motion import MotionConfig, MotionWorld, relative_cameras
 
+_PARTS = ("latents", "cameras", "tracks", "visible", "shapes")
+"""The tensors of a shard."""
 _POLL = 0.5  # seconds between two looks at what the processes have made
 
 
@@ -69,7 +72,7 @@ class PoolRecipe:
                 f"There is no autoencoder in {self.autoencoder}: {error.strerror}.",
                 "Train one with `dreamkit teachers train video-autoencoder`, or give --autoencoder.",
             ) from error
-        digest.update(json.dumps([asdict(self.world), self.meshes.name, self.shard, self.seed]).encode())
+        digest.update(json.dumps([asdict(self.world), self.meshes.name, self.shard, self.seed, _PARTS]).encode())
         return digest.hexdigest()[:16]
 
 
@@ -83,6 +86,7 @@ class LatentClips:
         cameras: [B, F, 12] relative to each clip's first.
         tracks: [B, F, N, 2].
         visible: [B, F, N] bool.
+        shapes: [B, F, 4, S / 4, S / 4], see `Clips`.
     """
 
     latents: Tensor
@@ -90,6 +94,7 @@ class LatentClips:
     cameras: Tensor
     tracks: Tensor
     visible: Tensor
+    shapes: Tensor
 
 
 class ClipPool:
@@ -138,7 +143,7 @@ class ClipPool:
         """
         there = self.shards if shards is None else shards
         require("The pool's number of shards", there > 0, there, "a pool with at least one")
-        parts: dict[str, list[Tensor]] = {"latents": [], "cameras": [], "tracks": [], "visible": []}
+        parts: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
         captions = []
         for which in torch.randint(there, (count,), generator=generator).tolist():
             file = self._files[which]
@@ -153,7 +158,14 @@ class ClipPool:
                 items.append(whole[row, :, start:stop] if name == "latents" else whole[row, start:stop])
         stacked = {name: torch.stack(items) for name, items in parts.items()}
         cameras = relative_cameras(stacked["cameras"])
-        return LatentClips(stacked["latents"].float(), captions, cameras, stacked["tracks"], stacked["visible"].bool())
+        return LatentClips(
+            latents=stacked["latents"].float(),
+            captions=captions,
+            cameras=cameras,
+            tracks=stacked["tracks"],
+            visible=stacked["visible"].bool(),
+            shapes=stacked["shapes"].float() / 127,
+        )
 
 
 @contextmanager
@@ -243,7 +255,7 @@ class ShardMaker:
         from safetensors.torch import save_file
 
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + index)
-        parts: dict[str, list[Tensor]] = {"latents": [], "cameras": [], "tracks": [], "visible": []}
+        parts: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
         captions: list[str] = []
         for _ in range(self.recipe.shard):
             clips = self.world.sample(1, generator)
@@ -252,6 +264,7 @@ class ShardMaker:
             parts["cameras"].append(clips.cameras)
             parts["tracks"].append(clips.tracks)
             parts["visible"].append(clips.visible.to(torch.uint8))
+            parts["shapes"].append((127 * clips.shapes).round().to(torch.int8))
         tensors = {name: torch.cat(items).contiguous() for name, items in parts.items()}
         path = _shard_path(place, index)
         with atomic_path(path) as temporary:

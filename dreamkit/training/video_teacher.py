@@ -104,6 +104,8 @@ class VideoTeacherOptions:
     """Share of clips whose cameras are withheld."""
     track_dropout: float = 0.7
     """Share of clips whose tracks are withheld."""
+    shape_weight: float = 0.5
+    """Weight of the shape that is read from the middle of the network, beside the loss of the flow; at least 0."""
     forcing: float = 0.25
     """Share of clips whose chunks of three frames have noise levels of their own."""
     shift: float = 3.0
@@ -133,12 +135,17 @@ class VideoTeacherOptions:
             require_integer(f"--{name.replace('_', '-')}", getattr(self, name), 0)
         for name in ("text_dropout", "camera_dropout", "track_dropout", "forcing", "short"):
             require_number(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
+        require_number("--shape-weight", self.shape_weight, 0, 1000)
         require_number("--shift", self.shift, 0.01, 100)
         require_integer("--short-frames", self.short_frames, 1, self.world.frames)
 
 
 class VideoNetworks(nn.Module):
     """Transformer, control encoder and text encoder as one module, so that they share optimisers and averages.
+
+    In training a linear head reads the shapes of the clean clip's objects from the middle of the transformer, as the
+    image teacher's does (see `image_teacher.TeacherNetworks`): most of a frame is floor, which would drown the objects
+    for long. The head is not exported.
 
     Args:
         vocab_size: words of the tokenizer.
@@ -152,16 +159,33 @@ class VideoNetworks(nn.Module):
         # An untrained network predicts nothing, rather than noise of its own.
         nn.init.zeros_(self.transformer.proj_out.weight)
         nn.init.zeros_(self.transformer.proj_out.bias)
+        dim = self.transformer.config.dim
+        self.shape_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * 2 * 2))
+        self._middle: Tensor | None = None
+        blocks = self.transformer.blocks
+        blocks[len(blocks) // 2].register_forward_hook(self._keep_middle)
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, controls: Controls | None) -> Tensor:
-        """The flow [B, C, F, h, w] in noisy latents at timesteps [B, F] under token ids [B, L]."""
+    def _keep_middle(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._middle = output
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, controls: Controls | None
+    ) -> tuple[Tensor, Tensor]:
+        """Predictions for noisy latents [B, C, F, h, w] at timesteps [B, F] under token ids [B, L].
+
+        Returns:
+            The flow [B, C, F, h, w], and the shapes of `Clips` [B, F, 4, h, w].
+        """
         text = self.text_encoder(tokens).last_hidden_state
         features = None
+        frames, rows, columns = self.transformer.token_grid(noisy)
         if controls is not None:
-            _, rows, columns = self.transformer.token_grid(noisy)
             encoded = self.controls(controls, (rows, columns))
             features = None if encoded is None else encoded.flatten(1, 2)
-        return self.transformer(noisy, timesteps, text, features)
+        flow = self.transformer(noisy, timesteps, text, features)
+        assert self._middle is not None
+        cells = self.shape_head(self._middle).unflatten(1, (frames, rows, columns))
+        return flow, functional.pixel_shuffle(cells.permute(0, 1, 4, 2, 3), 2)
 
 
 @dataclass(frozen=True)
@@ -174,6 +198,7 @@ class Lesson:
         t: noise level of every frame, [B, F] in [0, 1].
         tokens: ids [B, L].
         controls: cameras and tracks, zeros and invisible where withheld; `None` for single frames.
+        shapes: what stands where in the clean clip, [B, F, 4, h, w].
     """
 
     latents: Tensor
@@ -181,6 +206,7 @@ class Lesson:
     t: Tensor
     tokens: Tensor
     controls: Controls | None
+    shapes: Tensor
 
 
 class VideoTeacherTrainer(Trainer):
@@ -226,7 +252,7 @@ class VideoTeacherTrainer(Trainer):
         no_text = torch.rand(count, generator=generator) < self.options.text_dropout
         captions = ["" if drop else text for text, drop in zip(clips.captions, no_text.tolist(), strict=True)]
         controls = withhold(clips, self.options, generator) if frames > 1 else None
-        return Lesson(clips.latents, noise, t, self.tokens(captions), controls)
+        return Lesson(clips.latents, noise, t, self.tokens(captions), controls, clips.shapes)
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """Token ids [B, PROMPT_LENGTH] of captions."""
@@ -236,8 +262,11 @@ class VideoTeacherTrainer(Trainer):
         return encoded["input_ids"]
 
     def losses(self) -> tuple[Tensor, dict[str, float]]:
-        """Mean over the step's lessons of the flow's mean squared error; `loss`, and `images` beside clips."""
-        errors = []
+        """Mean over the step's lessons of the mean squared errors of flow and, by their weight, of shapes.
+
+        `loss` is that of the flow, `shape` that of the shapes, and beside clips `images` the flow's of single frames.
+        """
+        errors, seen = [], []
         lessons = self.draw(self.step)
         frames = lessons[0].latents.shape[2]
         for lesson in lessons:
@@ -248,12 +277,14 @@ class VideoTeacherTrainer(Trainer):
             noisy = (1 - level) * x0 + level * eps
             controls = None if lesson.controls is None else lesson.controls.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
-                flow = self.networks(noisy, 1000 * t, tokens, controls)
+                flow, shapes = self.networks(noisy, 1000 * t, tokens, controls)
             errors.append(functional.mse_loss(flow.float(), eps - x0))
-        metrics: dict[str, float] = {"loss": float(errors[0].detach())}
+            seen.append(functional.mse_loss(shapes.float(), lesson.shapes.to(self.device)))
+        metrics: dict[str, float] = {"loss": float(errors[0].detach()), "shape": float(seen[0].detach())}
         if len(errors) > 1:
             metrics["images"] = float(errors[1].detach())
-        return torch.stack(errors).mean(), {**metrics, "frames": frames, "shards": self.pool.shards}
+        total = torch.stack(errors).mean() + self.options.shape_weight * torch.stack(seen).mean()
+        return total, {**metrics, "frames": frames, "shards": self.pool.shards}
 
     def export(self, folder: Path) -> Path:
         """Write the averaged weights as a pipeline folder of float16 safetensors."""

@@ -26,7 +26,7 @@ from dreamkit.toyworld.motion import (
 )
 from dreamkit.toyworld.motion_casting import Casting
 from dreamkit.toyworld.motion_meshes import cache_key, cut_mesh, shape_parameters
-from dreamkit.toyworld.motion_render import Stage, paint, random_stage, shoot, track
+from dreamkit.toyworld.motion_render import Stage, paint, random_stage, shapes, shoot, track
 from dreamkit.toyworld.motion_scripts import CAMERA_MOVES, MOTIONS, Script
 from dreamkit.toyworld.objects import get_object
 
@@ -164,6 +164,24 @@ class TestFrames:
         expected = torch.tensor(COLOURS["orange"])[:, None, None] * (0.6 + 0.4 * lambert)
         inside = torch.nn.functional.avg_pool2d((shot.faces >= 0).float(), 2)[0] == 1
         torch.testing.assert_close(frame[:, inside], expected[:, inside], rtol=0, atol=0.02)
+
+    @pytest.mark.parametrize("name", ["duck", "cube"])
+    def test_shapes_are_those_of_sphere_tracing(self, world: MotionWorld, name: str) -> None:
+        script = world.script([Thing(name, "red")], camera_move="orbits left")
+        times = torch.tensor([5.0])
+        shot = shoot(script, [world.library.mesh(name, 0)], times, 64)
+        found = shapes(shot)
+        assert found.shape == (1, 4, 16, 16)
+        cameras = shot.cameras.resized(128, 128)
+        traced = trace(placed(script), *cameras.rays())
+        rotation = cameras.camera_to_world[:, :3, :3]
+        normal = torch.einsum("bhwi,bij->bjhw", traced.normal, rotation) * traced.hit[:, None]
+        expected = torch.nn.functional.avg_pool2d(torch.cat([traced.hit[:, None].float(), normal], dim=1), 8)
+        assert float((found - expected).abs().mean()) < 0.01
+        filled = expected[:, 0] == 1
+        cosine = torch.nn.functional.cosine_similarity(found[:, 1:], expected[:, 1:])[filled]
+        assert int(filled.sum()) > 5
+        assert float(cosine.median()) > 0.97
 
     def test_materials(self, world: MotionWorld) -> None:
         times = torch.zeros(1)
@@ -321,6 +339,7 @@ class TestSamples:
         assert clips.tracks.shape == (40, 6, 8, 2)
         assert clips.visible.shape == (40, 6, 8)
         assert clips.visible.dtype == torch.bool
+        assert clips.shapes.shape == (40, 6, 4, 8, 8)
         assert len(clips.captions) == len(clips.scripts) == 40
         assert 0 <= float(clips.frames.min()) < float(clips.frames.max()) <= 1
         inside = ((clips.tracks >= 0) & (clips.tracks < 1)).all(dim=-1)

@@ -59,7 +59,7 @@ def trainer(out: Path, **changes: Any) -> VideoJudgeTrainer:
 class TestLessons:
     def clips(self, things: list[Thing], tracks: torch.Tensor, visible: torch.Tensor) -> Clips:
         script: Any = SimpleNamespace(things=things)
-        return Clips(torch.zeros(1), [""], torch.zeros(1), tracks[None], visible[None], [script])
+        return Clips(torch.zeros(1), [""], torch.zeros(1), tracks[None], visible[None], [script], torch.zeros(1))
 
     def test_one_object(self) -> None:
         """Inside, a third inside, hardly inside, outside: eight points, the first six on the object."""

@@ -77,6 +77,7 @@ def write_pool(folder: Path, shards: int = 2, clips: int = 5, frames: int = 6, c
             "cameras": poses,
             "tracks": torch.rand(clips, frames, 3, 2, generator=generator),
             "visible": (torch.rand(clips, frames, 3, generator=generator) < 0.8).to(torch.uint8),
+            "shapes": torch.zeros(clips, frames, 4, SIDE, SIDE, dtype=torch.int8),
         }
         captions = [("a red ball rolling to the right", "a blue cube spinning")[row % 2] for row in range(clips)]
         path = folder / f"shard-{index:05d}.safetensors"
