@@ -121,22 +121,31 @@ def rollout_attention(
     return torch.cat(parts, dim=1) if parts else torch.zeros_like(q)
 
 
-@lru_cache(maxsize=64)
 def _turns(rope: Rope3d, times: tuple[int, ...], height: int, width: int, device: torch.device) -> Tensor:
     """Cosine and sine of every angle of some frames side by side, [N, D] float32.
 
-    Every layer of every step asks for the same: a stream whose window is full, for ever.
+    Every layer of every step asks for the same, a stream whose window is full for ever: so they are kept, except in a
+    graph that is compiled.
     """
-    with torch.inference_mode(False):  # what is kept must serve training too
-        angles = rope.angles(_indices(times, device), height, width)
-        return torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1).float()
+    if torch.compiler.is_compiling():
+        return _new_turns(rope, times, height, width, device)
+    return _kept_turns(rope, times, height, width, device)
+
+
+def _new_turns(rope: Rope3d, times: tuple[int, ...], height: int, width: int, device: torch.device) -> Tensor:
+    angles = rope.angles(_indices(times, device), height, width)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1).float()
 
 
 @lru_cache(maxsize=64)
+def _kept_turns(rope: Rope3d, times: tuple[int, ...], height: int, width: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # what is kept must serve training too
+        return _new_turns(rope, times, height, width, device)
+
+
 def _indices(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """Whole numbers on a device, [N] int64."""
-    with torch.inference_mode(False):
-        return torch.tensor(numbers, dtype=torch.int64, device=device)
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 def _frames_of(x: Tensor, frames: Sequence[int], tokens: int) -> Tensor:
