@@ -12,7 +12,8 @@ from torch.nn import functional
 from dreamkit.metrics.judge import IMAGE_SIZE, VIEWS, Judge, level_views
 from dreamkit.scenes.cameras import view_name
 
-_LUMA = (0.2126, 0.7152, 0.0722)
+LUMA = (0.2126, 0.7152, 0.0722)
+"""Shares of red, green and blue in luminance (Rec. 709)."""
 _THINNEST = 1 / 255
 """Coverage below what an 8-bit picture can hold is no foreground."""
 
@@ -65,7 +66,7 @@ def contrast(
     Returns:
         A number in [0, 0.5], or `None` where nothing covers any pixel.
     """
-    luma = (colour * colour.new_tensor(_LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+    luma = (colour * colour.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
     mean = weighted_mean(luma, alpha)
     if mean is None:
         return None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreamkit.checks import require
 from dreamkit.metrics.flow import consistent, follow, warp
-from dreamkit.metrics.pictures import _LUMA
+from dreamkit.metrics.pictures import LUMA
 from dreamkit.metrics.scores import Target
 from dreamkit.metrics.video_judge import COMPOSITIONS, REACH, FrameVerdict, VideoJudge
 from dreamkit.toyworld.captions import COLOURS
@@ -120,7 +120,7 @@ def sharpness(
 
     A number in [0, 2] a frame, 0 for a flat one (the Tenengrad measure of focus with the smallest differences).
     """
-    luma = (frames * frames.new_tensor(_LUMA)[:, None, None]).sum(dim=1)
+    luma = (frames * frames.new_tensor(LUMA)[:, None, None]).sum(dim=1)
     return luma.diff(dim=2).square().mean(dim=(1, 2)) + luma.diff(dim=1).square().mean(dim=(1, 2))
 
 

@@ -146,7 +146,7 @@ def cut_mesh(index: int, config: MotionConfig) -> dict[str, NDArray[Any]]:
     """Mesh number `index` as arrays, its parts one after another; `counts` [1, 2] holds its vertices and faces."""
     solid = get_object(MOTION_OBJECTS[index // config.shapes]).build(shape_parameters(index, config))
     pieces = []
-    for field in solid._groups:
+    for field in solid.groups:
         settings = MeshConfig(config.resolution, min_component=0.0, smoothing_steps=0, max_faces=10**9)
         mesh = field_mesh(lambda p, field=field: field.at(*p.unbind(-1)), None, _HALF, settings)  # type: ignore[misc]
         pieces.append((mesh.vertices, mesh.faces))
@@ -156,11 +156,11 @@ def cut_mesh(index: int, config: MotionConfig) -> dict[str, NDArray[Any]]:
     vertices: list[NDArray[Any]] = []
     faces, normals, parts = [], [], []
     for slot, ((points, triangles), budget) in enumerate(zip(pieces, budgets.tolist(), strict=True)):
-        points, triangles = _simplified(points, triangles, solid._groups[slot], budget, stray)
+        points, triangles = _simplified(points, triangles, solid.groups[slot], budget, stray)
         triangles = _seen_faces(points, triangles, solid, slot)
         used, renumbered = np.unique(triangles, return_inverse=True)
         points, triangles = points[used], renumbered.reshape(-1, 3).astype(np.int32)
-        normals.append(_corner_normals(points, triangles, solid._groups[slot]))
+        normals.append(_corner_normals(points, triangles, solid.groups[slot]))
         faces.append(triangles + sum(len(before) for before in vertices))
         vertices.append(points)
         parts.append(np.full(len(triangles), int(solid.part_ids[slot]), np.uint8))
@@ -187,7 +187,7 @@ def _simplified(
 
 def _seen_faces(points: NDArray[Any], triangles: Faces, solid: Solid, slot: int) -> Faces:
     """Without the faces that lie inside other parts."""
-    others = [field for index, field in enumerate(solid._groups) if index != slot]
+    others = [field for index, field in enumerate(solid.groups) if index != slot]
     if not others:
         return triangles
     coordinates = torch.from_numpy(points).unbind(-1)

@@ -19,7 +19,7 @@ from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.projection import projection_matrix
 from dreamkit.toyworld.motion_meshes import ToyMesh
 from dreamkit.toyworld.motion_scripts import Script
-from dreamkit.toyworld.shading import _palettes, stripes_and_spots
+from dreamkit.toyworld.shading import palettes, stripes_and_spots
 
 _TILE = 0.8  # edge of a square of the floor, world units
 _EDGE = 3.0  # steepness of the squares' edges
@@ -179,7 +179,7 @@ def _object_colours(shot: Shot, script: Script, stage: Stage, where: Tensor) -> 
     seen = _seen(shot, where)
     face, frame, slot, position, normal = seen.face, seen.frame, seen.slot, seen.position, seen.normal
     parts = torch.cat([mesh.parts for mesh in shot.meshes])
-    colours, bits, _ = _palettes([script.things], stage.jitter[None])
+    colours, bits, _ = palettes([script.things], stage.jitter[None])
     code = (parts + 16 * _slots(shot.meshes))[face]
     patterned = (stripes_and_spots(position) & bits[0][code]) > 0
     albedo = colours[0].flatten(0, 1)[code + colours.shape[2] * patterned]

@@ -96,7 +96,7 @@ def random_look(poses: Tensor, size: int, generator: torch.Generator) -> Look:
     return Look(light=light, ambient=uniform(0.5, 0.75), background=background)
 
 
-def _palettes(things: Sequence[Sequence[Thing]], jitter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def palettes(things: Sequence[Sequence[Thing]], jitter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Colour tables: colours [B, 2, 33, 3] out of and in the pattern, pattern bit [B, 33], gloss [B, 33]."""
     colours = torch.zeros(len(things), 2, NOTHING + 1, 3)
     bits = torch.zeros(len(things), NOTHING + 1, dtype=torch.uint8)
@@ -139,7 +139,7 @@ def shade(geometry: Geometry, things: Sequence[Sequence[Thing]], look: Look, jit
     if any(thing.material not in MATERIALS for scene in things for thing in scene):
         raise ValueError(f"unknown material in {things}")
     height, width = geometry.code.shape[1:]
-    colours, bits, gloss = _palettes(things, jitter)
+    colours, bits, gloss = palettes(things, jitter)
     code = geometry.code.flatten(1).int()
     patterned = (geometry.pattern.flatten(1) & _lookup(bits, code)) > 0
     albedo = _lookup(colours.flatten(1, 2), code + (NOTHING + 1) * patterned)

@@ -106,7 +106,7 @@ class Solid:
             return field.stretched(*stretch).moved(*shift).scaled(scale)
 
         self.field = _fitted(union(*(field for _, field in parts)), stretch, shift, scale)
-        self._groups = [fitted(field) for field in grouped]
+        self.groups = [fitted(field) for field in grouped]  # a field for each of the part ids
         self.surface = (surface - centre) * scale  # [N, 3] points all over it, not uniform
         self.lowest: tuple[float, ...] = tuple(self.surface.amin(0).tolist())
         self.highest: tuple[float, ...] = tuple(self.surface.amax(0).tolist())
@@ -117,7 +117,7 @@ class Solid:
     ) -> tuple[Tensor, Tensor]:  # distance [P], part [P] uint8
         """Signed distance and the id of the nearest part."""
         x, y, z = points.unbind(-1)
-        distances = torch.stack([group.at(x, y, z) for group in self._groups])
+        distances = torch.stack([group.at(x, y, z) for group in self.groups])
         distance, nearest = distances.min(0)
         return distance, self.part_ids.to(points.device)[nearest]
 
