@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dreamkit.toyworld.motion import Clips, MotionConfig
+from dreamkit.training import video_clips
+from dreamkit.training.video_clips import PoolRecipe
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.1), "blue": (0.1, 0.1, 0.9)}
 CONFIG = MotionConfig(frames=6, size=16, points=3)
@@ -42,3 +46,27 @@ class SquareWorld:
 def build_nothing(config: MotionConfig, folder: Path, workers: int = 2) -> Path:
     """Instead of `build_motion_cache`."""
     return folder / "motion-none.safetensors"
+
+
+def fill_here(recipe: PoolRecipe, place: Path, workers: int) -> list[Any]:
+    """Instead of processes: fill the pool at once."""
+    before = signal.getsignal(signal.SIGINT)
+    for worker in range(workers):
+        video_clips._fill(recipe, place, worker, workers)
+    signal.signal(signal.SIGINT, before)
+    return []
+
+
+def write_autoencoder(folder: Path) -> Path:
+    """A tiny random autoencoder of frames: 4 channels, a fourth of the side."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    AutoencoderTiny(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(0, 1, 0),
+        num_decoder_blocks=(1, 0, 0),
+    ).save_pretrained(folder)
+    return folder

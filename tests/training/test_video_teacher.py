@@ -1,4 +1,4 @@
-"""Training of the embedded video teacher and its pool of clips, with a tiny network on drawn squares."""
+"""Training of the embedded video teacher, with a tiny network on drawn squares."""
 
 import json
 import os
@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_clips import CONFIG, SquareWorld, build_nothing
+from toy_clips import CONFIG, SquareWorld, build_nothing, fill_here, write_autoencoder
 
 from dreamkit.cli.main import main
-from dreamkit.errors import CheckpointError, ConfigError, RunError
+from dreamkit.errors import CheckpointError, ConfigError
 from dreamkit.files import read_jsonl
-from dreamkit.toyworld.motion import MotionConfig, build_motion_cache, relative_cameras
 from dreamkit.toyworld.muon import Muon
 from dreamkit.training import video_clips, video_teacher
 from dreamkit.training.checkpoints import list_checkpoints, load_latest
-from dreamkit.training.video_clips import ClipPool, PoolRecipe, ShardMaker, growing_pool
+from dreamkit.training.video_clips import ClipPool, PoolRecipe
 from dreamkit.training.video_teacher import (
     CHUNK,
     GRID_PROMPTS,
@@ -31,7 +30,6 @@ from dreamkit.training.video_teacher import (
     noise_levels,
     train_video_teacher,
 )
-from dreamkit.video.autoencoders import load_autoencoder
 from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import load_video_teacher
 
@@ -51,15 +49,6 @@ TINY = {
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny")
 
 
-def fill_here(recipe: PoolRecipe, place: Path, workers: int) -> list[Any]:
-    """Instead of processes: fill the pool at once."""
-    before = signal.getsignal(signal.SIGINT)
-    for worker in range(workers):
-        video_clips._fill(recipe, place, worker, workers)
-    signal.signal(signal.SIGINT, before)
-    return []
-
-
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video_clips, "MotionWorld", SquareWorld)
@@ -70,18 +59,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import AutoencoderTiny
-
-    folder = tmp_path_factory.mktemp("autoencoder") / "vae"
-    torch.manual_seed(0)
-    AutoencoderTiny(
-        latent_channels=4,
-        encoder_block_out_channels=(8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8),
-        num_encoder_blocks=(0, 1, 0),
-        num_decoder_blocks=(1, 0, 0),
-    ).save_pretrained(folder)
-    return folder
+    return write_autoencoder(tmp_path_factory.mktemp("autoencoder") / "vae")
 
 
 @pytest.fixture(scope="module")
@@ -122,117 +100,6 @@ def options(vae: Path, out: Path = Path("unused"), **changes: Any) -> VideoTeach
         world=CONFIG,
     )
     return replace(base, **changes)
-
-
-class TestPool:
-    def test_a_shard_holds_what_the_world_shows(self, recipe: PoolRecipe, place: Path) -> None:
-        pool = ClipPool(place)
-        assert pool.shards == recipe.shards == 3
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 2)
-        autoencoder, world = load_autoencoder(recipe.autoencoder), SquareWorld(Path(), CONFIG)
-        file, names = pool._files[2], pool._captions[2]
-        assert len(names) == 4  # ten clips make three whole shards of four
-        for row in range(4):
-            clips = world.sample(1, generator)
-            assert names[row] == clips.captions[0]
-            assert torch.equal(file.get_tensor("latents")[row], autoencoder.encode(clips.frames)[0].half())
-            assert torch.equal(file.get_tensor("cameras")[row], clips.cameras[0])
-            assert torch.equal(file.get_tensor("visible")[row].bool(), clips.visible[0])
-            assert torch.equal(file.get_tensor("shapes")[row], (127 * clips.shapes[0]).round().to(torch.int8))
-
-    def test_who_makes_a_shard_and_when_does_not_matter(self, recipe: PoolRecipe, place: Path, tmp_path: Path) -> None:
-        fill_here(recipe, tmp_path, 1)
-        ShardMaker(recipe).make(1, tmp_path)  # over what is there
-        for path in place.iterdir():
-            assert (tmp_path / path.name).read_bytes() == path.read_bytes()
-
-    def test_draws_are_parts_of_clips(self, place: Path) -> None:
-        pool = ClipPool(place)
-        whole = {
-            name: torch.cat([f.get_tensor(name) for f in pool._files[: pool.shards]]) for name in ("latents", "tracks")
-        }
-        drawn = pool.draw(30, 3, torch.Generator().manual_seed(0))
-        assert drawn.latents.shape == (30, 4, 3, 4, 4)
-        starts = set()
-        for latents, tracks in zip(drawn.latents, drawn.tracks, strict=True):
-            found = [
-                (row, start)
-                for row in range(12)
-                for start in range(4)
-                if torch.equal(whole["latents"][row, :, start : start + 3].float(), latents)
-                and torch.equal(whole["tracks"][row, start : start + 3], tracks)
-            ]
-            assert len(found) == 1
-            starts.add(found[0][1])
-        assert starts == {0, 1, 2, 3}
-        assert torch.equal(drawn.cameras, relative_cameras(drawn.cameras))
-        torch.testing.assert_close(drawn.cameras[:, :, 3], torch.arange(3.0).expand(30, 3))
-        assert drawn.visible.dtype == torch.bool
-
-    def test_draws_follow_seed_and_number_of_shards(self, place: Path) -> None:
-        pool = ClipPool(place)
-
-        def draw(seed: int, shards: int | None = None) -> Tensor:
-            return pool.draw(20, 2, torch.Generator().manual_seed(seed), shards).latents
-
-        assert torch.equal(draw(0), draw(0))
-        assert torch.equal(draw(0), draw(0, 3))
-        assert not torch.equal(draw(0), draw(1))
-        assert not torch.equal(draw(0), draw(0, 1))
-
-    def test_the_key(self, recipe: PoolRecipe) -> None:
-        changes: list[dict[str, Any]] = [
-            {"seed": 1},
-            {"shard": 5},
-            {"world": replace(CONFIG, frames=5)},
-            {"meshes": Path("motion-other.safetensors")},
-        ]
-        keys = {recipe.key, *(replace(recipe, **change).key for change in changes)}
-        assert len(keys) == 5
-        assert replace(recipe, clips=999).key == recipe.key  # a pool grows
-        with pytest.raises(CheckpointError, match="no autoencoder"):
-            _ = replace(recipe, autoencoder=Path("nowhere")).key
-
-    def test_growing(self, recipe: PoolRecipe, tmp_path: Path) -> None:
-        with growing_pool(recipe, tmp_path) as pool:
-            assert pool.shards == 3
-            times = {path: path.stat().st_mtime_ns for path in pool.folder.iterdir()}
-        with growing_pool(recipe, tmp_path) as pool:
-            assert {path: path.stat().st_mtime_ns for path in pool.folder.iterdir()} == times
-        with growing_pool(replace(recipe, clips=14), tmp_path) as pool:
-            assert pool.shards == 4
-        with growing_pool(recipe, tmp_path) as pool:  # what a larger pool added is not drawn from
-            assert pool.shards == 3
-
-    def test_a_process_that_fails(self, recipe: PoolRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(video_clips, "_start", lambda *_: [])
-        with pytest.raises(RunError, match="0 of 2 shards"), growing_pool(recipe, tmp_path, wait_for=5):
-            pass
-        with pytest.raises(ConfigError, match="shards"):
-            ClipPool(tmp_path).draw(1, 1, torch.Generator())
-
-    @pytest.mark.slow
-    def test_processes_fill_a_pool_of_the_real_world(
-        self, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.undo()
-        world = MotionConfig(frames=4, size=32, points=4, shapes=1, faces=800, resolution=80)
-        recipe = PoolRecipe(world, build_motion_cache(world, tmp_path, 2), vae, clips=5, shard=2)
-        told: list[tuple[int, int]] = []
-        with growing_pool(recipe, tmp_path, 2, report=lambda *counts: told.append(counts)) as pool:
-            assert pool.shards == 3
-            ShardMaker(recipe).make(2, tmp_path)
-            assert (tmp_path / "shard-00002.safetensors").read_bytes() == (
-                pool.folder / "shard-00002.safetensors"
-            ).read_bytes()
-        assert told[0] == (0, 6)
-
-    def test_damage_and_too_many_frames(self, place: Path, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="number of frames"):
-            ClipPool(place).draw(1, 7, torch.Generator())
-        (tmp_path / "shard-00000.safetensors").write_bytes(b"x" * 100)
-        with pytest.raises(CheckpointError, match="damaged"):
-            _ = ClipPool(tmp_path).shards
 
 
 class TestDraw:
