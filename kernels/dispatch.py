@@ -33,8 +33,11 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 """The backends each operation has, in the order in which they are tried after the reference."""
 DEVICES = {"native": "cpu", "triton": "cuda", "gsplat": "cuda"}
 """The device type of every backend but the reference, which runs anywhere."""
-HALF_PRECISION = {"modulate", "noise_residual", "stream_attention"}
-"""The operations whose Triton kernels also take float16 and bfloat16, as the networks that call them do."""
+HALF_PRECISION = {
+    "native": ({"stream_attention"}, {torch.bfloat16}),
+    "triton": ({"modulate", "noise_residual", "stream_attention"}, {torch.float16, torch.bfloat16}),
+}
+"""The operations whose kernels also take half precision, as the networks that call them do, and which."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,8 @@ def _takes(operation: str, name: str, tensor: torch.Tensor) -> bool:
     interpreted = name == "triton" and tensor.device.type == "cpu" and _interpreting()
     if tensor.device.type != DEVICES[name] and not interpreted:
         return False
-    half = name == "triton" and operation in HALF_PRECISION and tensor.dtype in (torch.float16, torch.bfloat16)
-    return half or tensor.dtype == torch.float32
+    operations, half = HALF_PRECISION.get(name, (set(), set()))
+    return tensor.dtype == torch.float32 or (operation in operations and tensor.dtype in half)
 
 
 def choose_backend(operation: str, argument: str | None, tensor: torch.Tensor) -> str:

@@ -423,8 +423,8 @@ class CausalTransformer(nn.Module):
 
 
 def _for_kernels(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All in the dtype of v; on a CPU, whose kernels know no half precision, in float32 at least."""
-    dtype = v.dtype if v.is_cuda else torch.promote_types(v.dtype, torch.float32)
+    """All in the dtype of v; a CPU's kernels know no float16."""
+    dtype = torch.float32 if v.dtype == torch.float16 and not v.is_cuda else v.dtype
     return q.to(dtype), k.to(dtype), v.to(dtype)
 
 

@@ -122,10 +122,9 @@ def prepared_cache(teacher: VideoTeacher, config: StreamConfig) -> AttentionCach
     """
     rows, columns = token_size(teacher, config.size)
     weight = teacher.network.proj_out.weight
-    # The CPU's kernels take no half precision.
-    dtype = weight.dtype if weight.is_cuda else torch.promote_types(weight.dtype, torch.float32)
-    if weight.is_cuda and teacher.half_precision:
-        dtype = torch.bfloat16
+    dtype = torch.bfloat16 if teacher.half_precision else weight.dtype
+    if dtype == torch.float16 and not weight.is_cuda:
+        dtype = torch.float32  # a CPU's kernels know no float16
     sink = config.sink_kind if config.sink else "none"
     return AttentionCache(
         layers=teacher.network.config.num_layers,

@@ -267,7 +267,7 @@ def _stream(height: int, width: int, heads: int, dim: int, frames: int) -> Make:
     return make
 
 
-def _chunk(height: int, width: int, heads: int, dim: int) -> Make:
+def _chunk(height: int, width: int, heads: int, dim: int, dtype: torch.dtype = torch.float32) -> Make:
     """One chunk of 3 frames over a full cache (sink 3, window 9): what a stream calls, forward only."""
     stream = stream_attention.Stream(height, width)
     rope = stream_attention.Rope3d.split_evenly(dim)
@@ -276,6 +276,7 @@ def _chunk(height: int, width: int, heads: int, dim: int) -> Make:
         generator = torch.Generator().manual_seed(0)
         q = torch.randn(1, 3 * stream.tokens, heads, dim, generator=generator).to(device)
         k, v = (torch.randn(1, 15 * stream.tokens, heads, dim, generator=generator).to(device) for _ in range(2))
+        q, k, v = (item.to(dtype) for item in (q, k, v))
         angles = rope.angles(torch.arange(15, device=device), height, width)
         own = angles[-q.shape[1] :]
         allowed = torch.ones(1, 1, q.shape[1], k.shape[1], dtype=torch.bool, device=device)
@@ -308,6 +309,12 @@ CASES: tuple[Case, ...] = (
     Case("ssim", "four pictures of 64x64", _ssim(4, 64)),
     Case("ssim", "one picture of 512x512", _ssim(1, 512)),
     Case("stream_attention", "chunk of 8x8 frames, 8 heads of 32", _chunk(8, 8, 8, 32), "sdpa with mask"),
+    Case(
+        "stream_attention",
+        "chunk of 8x8 frames, 4 heads of 64, bfloat16",
+        _chunk(8, 8, 4, 64, torch.bfloat16),
+        "sdpa with mask",
+    ),
     Case("stream_attention", "chunk of 15x26 frames, 4 heads of 64", _chunk(15, 26, 4, 64), "sdpa with mask"),
     Case("stream_attention", "roll-out of 30 8x8 frames, 8 heads of 32", _stream(8, 8, 8, 32, 30), "sdpa with mask"),
 )

@@ -79,7 +79,7 @@ struct Head {
   std::vector<Tile> query_rows, query_columns, key_rows, key_columns;
   Matrix q, k, v, d_out;
 
-  Head(const AttentionInputs& inputs, bool backward) : in(inputs), sample(0), head(0), keys(in.frames * in.tokens) {
+  Head(const AttentionInputs& inputs, bool backward) : in(inputs), sample(0), head(0), keys(in.keys()) {
     query_rows = tiles_of(in.queries, TILE_ROWS, in);
     query_columns = tiles_of(in.queries, TILE_COLUMNS, in);
     key_rows = tiles_of(keys, TILE_ROWS, in);
@@ -90,11 +90,8 @@ struct Head {
     if (backward) d_out.allocate(in.queries, in.dim, true);
   }
 
-  int64_t query_place(int64_t query) const { return ((sample * in.queries + query) * in.heads + head) * in.dim; }
-  int64_t key_place(int64_t key) const {
-    const int64_t token = in.frame[key / in.tokens] * in.tokens + key % in.tokens;
-    return ((sample * in.stored + token) * in.heads + head) * in.dim;
-  }
+  int64_t query_place(int64_t query) const { return in.query_place(sample, head, query); }
+  int64_t key_place(int64_t key) const { return in.key_place(sample, head, key); }
   bool computed(const Tile& queries_tile, const Tile& keys_tile) const {
     if (in.blocks == nullptr) return true;
     const int64_t query_blocks = (in.queries + in.block - 1) / in.block, key_blocks = (keys + in.block - 1) / in.block;
@@ -111,7 +108,9 @@ struct Head {
     parallel_for((keys + chunk - 1) / chunk, in.threads, [&](int64_t i) {
       const int64_t begin = i * chunk, end = std::min(keys, begin + chunk);
       for (int64_t key = begin; key < end; ++key) {
-        DREAMKIT_CALL(turn_row, in.k + key_place(key), in.k_turn + key * dim, 1.0f, dim, k.row.data() + key * k.width);
+        float* row = k.row.data() + key * k.width;
+        DREAMKIT_CALL(turn_row, in.k + key_place(key), in.k_turn + key * dim, 1.0f, dim, row);
+        if (in.rounded) DREAMKIT_CALL(round_row, row, k.width);
         std::memcpy(v.row.data() + key * v.width, in.v + key_place(key), sizeof(float) * static_cast<size_t>(dim));
       }
       k.transpose(begin, end, dim);
@@ -120,8 +119,9 @@ struct Head {
     parallel_for((in.queries + chunk - 1) / chunk, in.threads, [&](int64_t i) {
       const int64_t begin = i * chunk, end = std::min(in.queries, begin + chunk);
       for (int64_t query = begin; query < end; ++query) {
-        DREAMKIT_CALL(turn_row, in.q + query_place(query), in.q_turn + query * dim, scale, dim,
-                      q.row.data() + query * q.width);
+        float* row = q.row.data() + query * q.width;
+        DREAMKIT_CALL(turn_row, in.q + query_place(query), in.q_turn + query * dim, scale, dim, row);
+        if (in.rounded) DREAMKIT_CALL(round_row, row, q.width);
         if (d_rows == nullptr) continue;
         std::memcpy(d_out.row.data() + query * d_out.width, d_rows + query_place(query),
                     sizeof(float) * static_cast<size_t>(dim));

@@ -72,6 +72,16 @@ void turn_row(const float* source, const float* turn, float factor, int64_t dim,
   }
 }
 
+// Every number [count, a multiple of 8] to the nearest bfloat16, ties to even; NaN stays NaN.
+void round_row(float* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += LANES) {
+    const Float8 x = load(row + i);
+    const UInt8 bits = (UInt8)x, odd = (bits >> 16) & 1u;
+    const Float8 near = (Float8)((bits + (odd + 0x7fffu)) & 0xffff0000u);
+    store(row + i, x == x ? near : x);
+  }
+}
+
 // Rows [count, width] to columns [dim, stride], eight by eight: up to seven rows and columns more than there are are
 // read, and seven more places of every column written.
 void transpose_rows(const float* rows, int64_t width, int64_t count, int64_t dim, float* columns, int64_t stride) {

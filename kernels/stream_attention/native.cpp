@@ -11,11 +11,12 @@ namespace {
 
 using Frames = Array<const int64_t>;
 using Blocks = Array<const bool>;
+using Halves = Array<const Bfloat16>;
 
-AttentionInputs attention_inputs(const Input& q, const Input& k, const Input& v, const Input& q_turn,
-                                 const Input& k_turn, const Frames& frames, const Maybe<Blocks>& blocks, int64_t block,
-                                 int threads) {
-  AttentionInputs in{};
+// Fills in what the arrays' shapes say and checks that they agree, so that no kernel reaches outside of them.
+template <class T>
+void fill(AttentionArrays<T>& in, const Array<const T>& q, const Array<const T>& k, const Array<const T>& v,
+          const Input& q_turn, const Input& k_turn, const Frames& frames, int threads) {
   in.batch = size_of(q, 0);
   in.queries = size_of(q, 1);
   in.heads = size_of(q, 2);
@@ -40,29 +41,51 @@ AttentionInputs attention_inputs(const Input& q, const Input& k, const Input& v,
   const bool distinct = std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end();
   const bool inside = in.frames == 0 || (sorted.front() >= 0 && sorted.back() < in.stored / in.tokens);
   if (!distinct || !inside) throw std::invalid_argument("frames must be distinct and stored");
+  in.blocks = nullptr;
+  in.block = 1;
+  in.threads = std::max(1, threads);
+}
+
+AttentionInputs attention_inputs(const Input& q, const Input& k, const Input& v, const Input& q_turn,
+                                 const Input& k_turn, const Frames& frames, const Maybe<Blocks>& blocks, int64_t block,
+                                 bool rounded, int threads) {
+  AttentionInputs in{};
+  fill(in, q, k, v, q_turn, k_turn, frames, threads);
   if (block < 1) throw std::invalid_argument("block must be positive");
   in.block = block;
   in.blocks = data_of(blocks, "blocks",
-                      {in.batch, in.heads, (in.queries + block - 1) / block, (keys + block - 1) / block});
-  in.threads = std::max(1, threads);
+                      {in.batch, in.heads, (in.queries + block - 1) / block, (in.keys() + block - 1) / block});
+  in.rounded = rounded;
   return in;
 }
 
 void bind_attention_forward(const Input& q, const Input& k, const Input& v, const Input& q_turn, const Input& k_turn,
-                            const Frames& frames, const Maybe<Blocks>& blocks, int64_t block, const Output& out,
-                            const Output& log_sum, int threads) {
-  const AttentionInputs in = attention_inputs(q, k, v, q_turn, k_turn, frames, blocks, block, threads);
+                            const Frames& frames, const Maybe<Blocks>& blocks, int64_t block, bool rounded,
+                            const Output& out, const Output& log_sum, int threads) {
+  const AttentionInputs in = attention_inputs(q, k, v, q_turn, k_turn, frames, blocks, block, rounded, threads);
   float* result = data_of(out, "out", {in.batch, in.queries, in.heads, in.dim});
   float* sums = data_of(log_sum, "log_sum", {in.batch, in.heads, in.queries});
   nb::gil_scoped_release release;
   attention_forward(in, result, sums);
 }
 
+void bind_attention_forward_half(const Halves& q, const Halves& k, const Halves& v, const Input& q_turn,
+                                 const Input& k_turn, const Frames& frames, const Array<Bfloat16>& out,
+                                 const Output& log_sum, int threads) {
+  HalfInputs in{};
+  fill(in, q, k, v, q_turn, k_turn, frames, threads);
+  if (!has_bfloat16()) throw std::invalid_argument("this processor does not multiply bfloat16");
+  Bfloat16* result = data_of(out, "out", {in.batch, in.queries, in.heads, in.dim});
+  float* sums = data_of(log_sum, "log_sum", {in.batch, in.heads, in.queries});
+  nb::gil_scoped_release release;
+  attention_forward_half(in, result, sums);
+}
+
 void bind_attention_backward(const Input& q, const Input& k, const Input& v, const Input& q_turn, const Input& k_turn,
-                             const Frames& frames, const Maybe<Blocks>& blocks, int64_t block, const Input& out,
-                             const Input& log_sum, const Input& d_out, const Output& d_q, const Output& d_k,
-                             const Output& d_v, int threads) {
-  const AttentionInputs in = attention_inputs(q, k, v, q_turn, k_turn, frames, blocks, block, threads);
+                             const Frames& frames, const Maybe<Blocks>& blocks, int64_t block, bool rounded,
+                             const Input& out, const Input& log_sum, const Input& d_out, const Output& d_q,
+                             const Output& d_k, const Output& d_v, int threads) {
+  const AttentionInputs in = attention_inputs(q, k, v, q_turn, k_turn, frames, blocks, block, rounded, threads);
   const AttentionGradients gradients{data_of(out, "out", {in.batch, in.queries, in.heads, in.dim}),
                                      data_of(log_sum, "log_sum", {in.batch, in.heads, in.queries}),
                                      data_of(d_out, "d_out", {in.batch, in.queries, in.heads, in.dim}),
@@ -76,7 +99,9 @@ void bind_attention_backward(const Input& q, const Input& k, const Input& v, con
 }  // namespace
 
 void bind_stream_attention(nb::module_& module) {
+  define(module, "has_bfloat16", &has_bfloat16);
   define(module, "attention_forward", &bind_attention_forward);
+  define(module, "attention_forward_half", &bind_attention_forward_half);
   define(module, "attention_backward", &bind_attention_backward);
 }
 

@@ -35,8 +35,8 @@ def attend(
     equal bits, for any number of threads.
 
     Args:
-        q: [B, Nq, H, D] queries of whole frames, not rotated. Gradients reach q, k and v. Triton's kernels also take
-            float16 and bfloat16, with sums in float32.
+        q: [B, Nq, H, D] queries of whole frames, not rotated. Gradients reach q, k and v. Native kernels also take
+            bfloat16, Triton's that and float16, with sums in float32.
         k: [B, Nk, H, D] keys of whole frames, not rotated: the cache with the chunk's own.
         v: [B, Nk, H, D].
         stream: the tokens of a frame.

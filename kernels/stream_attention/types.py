@@ -107,7 +107,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, stream: Stream, rope: Rope3
     """Check queries, keys and values.
 
     Raises:
-        TypeError: no tensors, or of different or other dtypes than float32 and float64 (and half types on a GPU).
+        TypeError: no tensors, or of dtypes that differ.
         ValueError: a wrong shape or device.
     """
     check_float("q", q, None)

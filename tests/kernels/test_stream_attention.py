@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from backends import needs_native, needs_triton
+from dreamkit_kernels.dispatch import native_module
 from dreamkit_kernels.stream_attention import Rope3d, Stream, attend, rollout_attention
 from dreamkit_kernels.stream_attention.reference import attend_reference, rotate
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -207,7 +208,7 @@ class TestKernels:
         for name, one, other in zip(("out", "dq", "dk", "dv"), kernels, reference, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
 
-    def test_half_precision(self, backend: str) -> None:
+    def test_float16(self, backend: str) -> None:
         """Not bfloat16, which the interpreter multiplies as if its bits were integers."""
         q, k, v = clip(3)
         halves = [x.half() for x in (q, k, v)]
@@ -312,6 +313,108 @@ class TestKernels:
         q, k, v = clip(frames, stream, rope, heads, 1, seed)
         kernels, reference = (rollout_attention(q, k, v, stream, rope, name) for name in (backend, "reference"))
         torch.testing.assert_close(kernels, reference, rtol=1e-4, atol=1e-5)
+
+
+HALF = 2.0**-8
+"""Half a step of bfloat16 at 1: what rounding a number to it can change."""
+
+
+@needs_native
+@pytest.mark.parametrize("multiplies", [True, False])
+class TestBfloat16:
+    """On a CPU: by a processor that multiplies bfloat16 (where this one does), and by one that doesn't."""
+
+    @pytest.fixture(autouse=True)
+    def processor(self, multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not multiplies:
+            monkeypatch.setattr(native_module(), "has_bfloat16", lambda: False)
+        elif not native_module().has_bfloat16():
+            pytest.skip("this processor does not multiply bfloat16")
+
+    @pytest.mark.parametrize(
+        ("height", "width", "rope", "heads", "frames", "made"),
+        [
+            (1, 1, Rope3d(2, 0, 0), 1, 1, 1),
+            (2, 3, ROPE, 2, 4, 2),
+            (4, 5, Rope3d.split_evenly(12), 3, 5, 1),
+            (5, 7, Rope3d.split_evenly(64), 2, 9, 3),
+            (8, 8, Rope3d.split_evenly(32), 1, 15, 3),
+            (3, 3, Rope3d.split_evenly(128), 1, 3, 3),
+            (2, 2, Rope3d(86, 84, 84), 2, 2, 2),
+        ],
+    )
+    def test_as_the_reference(self, height: int, width: int, rope: Rope3d, heads: int, frames: int, made: int) -> None:
+        """Turned queries and keys, weights and the result are rounded; what is summed up is not."""
+        stream = Stream(height, width)
+        given = [x.bfloat16() for x in clip(frames, stream, rope, heads)]
+        given[0] = given[0][:, -made * stream.tokens :]
+        results = []
+        for dtype in (torch.bfloat16, torch.float64):
+            inputs = [x.to(dtype).requires_grad_() for x in given]
+            out = attend(*inputs, stream, rope)
+            incoming = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).bfloat16().to(dtype)
+            results.append([out.detach(), *torch.autograd.grad(out, inputs, incoming)])
+        for name, one, other in zip(("out", "dq", "dk", "dv"), *results, strict=True):
+            assert one.dtype == torch.bfloat16
+            error = float((one.double() - other).abs().max() / other.abs().max().clamp_min(1e-6))
+            assert error < 4 * HALF, f"{name} is off by {error}"
+
+    def test_slots_that_are_empty_and_out_of_order(self, multiplies: bool) -> None:
+        q, k, v = (x.bfloat16() for x in clip(6))
+        k[:, 2 * STREAM.tokens : 3 * STREAM.tokens] = float("nan")
+        q = q[:, -2 * STREAM.tokens :]
+        times = {"k_times": [4, 0, -1, 3, 1, 2], "q_times": [3, 4]}
+        out = attend(q, k, v, STREAM, ROPE, **times)
+        expected = attend(q.double(), k.double(), v.double(), STREAM, ROPE, **times)
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=4 * HALF)
+
+    def test_blocks(self, multiplies: bool) -> None:
+        q, k, v = (x.bfloat16() for x in clip(5))
+        blocks = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.5
+        out = attend(q, k, v, STREAM, ROPE, blocks=blocks, block=4)
+        expected = attend(q.double(), k.double(), v.double(), STREAM, ROPE, blocks=blocks, block=4)
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=8 * HALF)
+
+    def test_nothing_visible_and_nonsense(self, multiplies: bool) -> None:
+        q, k, v = (x.bfloat16() for x in clip(2))
+        assert not attend(q, k, v, STREAM, ROPE, k_times=[-1, -1], q_times=[0, 1]).any()
+        assert attend(q[:, :0], k, v, STREAM, ROPE).shape == (2, 0, 2, 8)
+        huge = attend(1e4 * q, 1e4 * k, v, STREAM, ROPE)
+        assert bool(torch.isfinite(huge).all())
+        k[0, 0, 0, 0] = float("nan")
+        k[0, 1, 1, 0] = float("inf")
+        out = attend(q, k, v, STREAM, ROPE)
+        assert bool(torch.isfinite(out[1]).all())
+
+    def test_the_bits_do_not_depend_on_the_threads(self, multiplies: bool) -> None:
+        stream, rope = Stream(8, 8), Rope3d.split_evenly(32)
+        q, k, v = (x.bfloat16() for x in clip(9, stream, rope, heads=3))
+        threads = torch.get_num_threads()
+        try:
+            results = []
+            for count in (1, 2, 5):
+                torch.set_num_threads(count)
+                results.append(rollout_attention(q, k, v, stream, rope))
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(results[0], results[1])
+        assert torch.equal(results[0], results[2])
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        st.integers(1, 4), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3), st.integers(1, 3),
+        st.integers(1, 3), st.integers(0, 6), st.integers(0, 4), st.integers(1, 4), st.integers(0, 10**6),
+    )  # fmt: skip
+    def test_any_stream(
+        self, multiplies: bool, height: int, width: int, rows: int, columns: int, time: int, heads: int, frames: int,
+        sink: int, chunk: int, seed: int,
+    ) -> None:  # fmt: skip
+        stream = Stream(height, width, chunk, sink, 2)
+        rope = Rope3d(2 * time, 2 * rows, 2 * columns)
+        given = [x.bfloat16() for x in clip(frames, stream, rope, heads, 1, seed)]
+        out = rollout_attention(*given, stream, rope)
+        expected = rollout_attention(*(x.double() for x in given), stream, rope)
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=8 * HALF)
 
 
 class TestArguments:
