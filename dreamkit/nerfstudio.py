@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from dreamkit.config import Schedule
 from dreamkit.diffusion.loading import load_teacher
-from dreamkit.diffusion.prompts import check_prompt, slug
 from dreamkit.errors import BackendError, ConfigError, PromptError, SceneError
 from dreamkit.objectives import objective_class, objective_names
+from dreamkit.prompts import check_prompt, slug
 from dreamkit.scenes import conventions
 from dreamkit.scenes.cameras import Camera, turntable
 from dreamkit.scenes.gaussians import GaussianScene

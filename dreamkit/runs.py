@@ -129,7 +129,7 @@ class Run:
 
         Args:
             out_root: the output folder; made if missing.
-            prompt_slug: the prompt as a folder name (`dreamkit.diffusion.prompts.slug`).
+            prompt_slug: the prompt as a folder name (`dreamkit.prompts.slug`).
             objective: the objective's name.
             config: a dataclass or mapping (see `plain`).
             timestamp: when the job started, now by default; written in UTC, like `20261122T195526Z`. A second

@@ -29,7 +29,7 @@ WITHOUT_TORCH = [
     "dreamkit.files",
     "dreamkit.runs",
     "dreamkit.config",
-    "dreamkit.diffusion.prompts",
+    "dreamkit.prompts",
     "dreamkit.training.callbacks",
     "dreamkit.training.progress",
     *(f"dreamkit.cli.{module.name}" for module in pkgutil.iter_modules([f"{dreamkit.__path__[0]}/cli"])),

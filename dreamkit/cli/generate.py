@@ -25,7 +25,7 @@ from dreamkit.cli.parsing import (
     require_device,
     require_folder_name,
 )
-from dreamkit.diffusion.prompts import clean_prompt
+from dreamkit.prompts import clean_prompt
 from dreamkit.runs import RunInterrupted
 from dreamkit.training.callbacks import Callback
 

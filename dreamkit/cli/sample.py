@@ -22,7 +22,7 @@ from dreamkit.cli.parsing import (
     require_device,
     require_folder_name,
 )
-from dreamkit.diffusion.prompts import clean_prompt
+from dreamkit.prompts import clean_prompt
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from dreamkit.checks import require_choice, require_integer, require_number
 from dreamkit.cli.generate import SEED_LIMIT
 from dreamkit.cli.output import print_json, print_rows, print_warning
 from dreamkit.cli.parsing import Device, Integer, Prompt, parse, require_device
-from dreamkit.diffusion.prompts import clean_prompt, slug
 from dreamkit.errors import ConfigError
+from dreamkit.prompts import clean_prompt, slug
 
 if TYPE_CHECKING:
     from dreamkit.cli.preview import Preview
@@ -182,10 +182,12 @@ def run(arguments: Sequence[str]) -> int:
     fps = command.fps or frame_rate(student)
     config = stream_config(command, student, fps=fps, switch=command.switch_by)
     frames = None if command.endless else command.frames
-    warnings = _warnings(student, [command.prompt, *(prompt for _, prompt in command.switches())])
     with StreamSession(student, command.prompt, steering, command.seed, config, frames) as session:
+        warnings = session.warnings
         for at, prompt in command.switches():
-            session.say(prompt, at)
+            warnings.extend(session.say(prompt, at))
+        for warning in dict.fromkeys(warnings):
+            print_warning(warning)
         is_stopped = _play(session, command, out, fps)
         metrics = session.metrics
     _print_result(metrics, out, warnings, command.json)
@@ -201,15 +203,6 @@ def _steering(command: Stream) -> Steering:
     camera = camera_path(command.camera) if command.camera else None
     tracks, visible = read_tracks(command.tracks) if command.tracks else (None, None)
     return Steering(camera, tracks, visible)
-
-
-def _warnings(student: VideoTeacher, prompts: Sequence[str]) -> list[str]:
-    unknown = dict.fromkeys(word for prompt in prompts for word in student.text.unknown_words(prompt))
-    if not unknown:
-        return []
-    warning = f"This model does not know {', '.join(map(repr, unknown))} and ignores what it does not know."
-    print_warning(warning)
-    return [warning]
 
 
 def _play(session: StreamSession, command: Stream, out: str, fps: int) -> bool:

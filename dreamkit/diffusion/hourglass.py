@@ -20,6 +20,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dreamkit.embeddings import timestep_features
+
 POSE_DIM = 12  # camera_to_world[:3, :4], row-major
 TEXT_POOLS = 4  # attention-weighted means of the text tokens that modulate every block
 RAY_DIM = 30
@@ -34,22 +36,6 @@ class HourglassOutput(BaseOutput):
     """
 
     sample: Tensor
-
-
-def timestep_features(timestep: Tensor, dim: int) -> Tensor:
-    """Sinusoidal features of a timestep in [0, 1000] (Vaswani et al., arXiv 1706.03762).
-
-    Args:
-        timestep: [B], fractional values allowed.
-        dim: even number of features.
-
-    Returns:
-        [B, dim], cosines first.
-    """
-    half = dim // 2
-    exponent = torch.arange(half, device=timestep.device, dtype=torch.float32) / half
-    angles = timestep.float()[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * exponent)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def grid_features(side: int, dim: int) -> Tensor:

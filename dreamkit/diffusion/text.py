@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamkit import vocabulary
 from dreamkit.diffusion.condition import Condition
-from dreamkit.diffusion.prompts import content_words_of
 
 # DeepFloyd's T5 would take more, but its denoiser only ever saw this many tokens.
 _T5_TOKENS = 77
@@ -68,32 +68,17 @@ class PromptEncoder:
         return empty.repeat(n)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words of the prompt that a word-level tokenizer maps to its unknown token; `[]` for subword tokenizers."""
-        tokenizer = self.tokenizers[0]
-        if not _is_word_level(tokenizer):
-            return []
-        encoding = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        spans = zip(encoding.input_ids, encoding.offset_mapping, strict=True)
-        return [prompt[start:end] for token, (start, end) in spans if token == tokenizer.unk_token_id]
+        """See `vocabulary.unknown_words`."""
+        return vocabulary.unknown_words(self.tokenizers[0], prompt)
 
     def content_words(self) -> list[str] | None:
-        """Known words that mean something, sorted; `None` for subword tokenizers, which read anything.
-
-        The tokenizer's configuration may list them under `dreamkit_content_words`; otherwise they are its vocabulary
-        without special tokens and stop words.
-        """
-        tokenizer = self.tokenizers[0]
-        if not _is_word_level(tokenizer):
-            return None
-        words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-        return content_words_of(words, tokenizer.init_kwargs.get("dreamkit_content_words"))
+        """See `vocabulary.content_words`."""
+        return vocabulary.content_words(self.tokenizers[0])
 
     def dropped_text(self, prompt: str) -> str:
         """The end of the prompt that the text window cuts off, "" if all of it fits."""
-        tokenizer = self.tokenizers[0]
-        room = _token_limit(tokenizer, self.encoders[0]) - tokenizer.num_special_tokens_to_add()
-        encoding = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return prompt[encoding.offset_mapping[room][0] :] if len(encoding.input_ids) > room else ""
+        limit = _token_limit(self.tokenizers[0], self.encoders[0])
+        return vocabulary.dropped_text(self.tokenizers[0], prompt, limit)
 
     def _encode_cached(self, prompt: str) -> Condition:
         if prompt in self._cache:
@@ -168,9 +153,3 @@ def _is_t5(encoder: Any) -> bool:
 def _encoder_width(encoder: Any) -> int:
     config = encoder.config
     return int(config.d_model if _is_t5(encoder) else config.hidden_size)
-
-
-def _is_word_level(tokenizer: Any) -> bool:
-    """Whether unknown words become one unknown token, rather than pieces of known ones."""
-    model = tokenizer.backend_tokenizer.model if tokenizer.is_fast else None
-    return type(model).__name__ == "WordLevel" and tokenizer.unk_token_id is not None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from dreamkit.config import Schedule
-from dreamkit.diffusion.prompts import check_prompt, clean_prompt, slug
 from dreamkit.errors import ConfigError
+from dreamkit.prompts import check_prompt, clean_prompt, slug
 from dreamkit.runs import Run
 from dreamkit.scenes.asset_files import suffix_of
 from dreamkit.scenes.conversion import colors_of, inside_of

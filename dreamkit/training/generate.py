@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from dreamkit.diffusion.loading import load_teacher, resolve_device
-from dreamkit.diffusion.prompts import check_prompt, clean_prompt, slug
 from dreamkit.diffusion.teacher import Teacher
 from dreamkit.errors import CheckpointError, ConfigError, SceneError, TeacherError
 from dreamkit.files import write_error
 from dreamkit.objectives import objective_class
+from dreamkit.prompts import check_prompt, clean_prompt, slug
 from dreamkit.runs import Run, RunInterrupted
 from dreamkit.scenes.film_config import FilmConfig
 from dreamkit.scenes.rendering import check_backend

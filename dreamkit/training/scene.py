@@ -19,10 +19,10 @@ from dreamkit.diffusion.condition import Condition
 from dreamkit.diffusion.critic import Critic, NetworkCritic
 from dreamkit.diffusion.guidance import Repulsion
 from dreamkit.diffusion.network_teacher import NetworkTeacher
-from dreamkit.diffusion.prompts import view_prompt
 from dreamkit.diffusion.teacher import Teacher
 from dreamkit.errors import ConfigError, TeacherError
 from dreamkit.objectives import Gradient, Objective, ObjectiveContext, Source, objective_class, surrogate_loss
+from dreamkit.prompts import view_prompt
 from dreamkit.scenes.cameras import Camera
 from dreamkit.scenes.latent_nerf import LatentNerfScene
 from dreamkit.scenes.rendering import Rendering

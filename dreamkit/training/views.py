@@ -7,8 +7,8 @@ import torch
 
 from dreamkit.diffusion.condition import Condition
 from dreamkit.diffusion.guidance import Repulsion
-from dreamkit.diffusion.prompts import view_prompt
 from dreamkit.diffusion.teacher import Teacher
+from dreamkit.prompts import view_prompt
 from dreamkit.scenes.cameras import view_name
 
 # (a, b, c) of w(r) = a exp(-b r) + c: how strongly a view that is a share r there already repels. threestudio's values.

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamkit import vocabulary
 from dreamkit.checks import require, require_choice, require_number
 from dreamkit.errors import CheckpointError, PromptError, TeacherError
 from dreamkit.video.autoencoders import VideoAutoencoder, load_autoencoder
@@ -89,34 +90,43 @@ class TextEncoder:
         if isinstance(prompts, str) or not prompts:
             raise PromptError(f"The prompts are {prompts!r}.", "Give a list with at least one sentence.")
         if not self._is_t5:
-            return self.encoder(self._tokens(prompts, int(self.tokenizer.model_max_length))["input_ids"])[0].float()
+            return self.encoder(self._tokens(prompts)["input_ids"])[0].float()
         texts = [" ".join(html.unescape(html.unescape(prompt)).split()) for prompt in prompts]
-        tokens = self._tokens(texts, _T5_TOKENS)
+        tokens = self._tokens(texts)
         mask = tokens["attention_mask"]
         states = self.encoder(tokens["input_ids"], mask).last_hidden_state
         return (states * mask[..., None].to(states.dtype)).float()
 
-    def _tokens(self, texts: Sequence[str], length: int) -> dict[str, Tensor]:
-        if length > _EXTRA_TOKENS:
-            length = int(self.encoder.config.max_position_embeddings)
+    def unknown_words(self, prompt: str) -> list[str]:
+        """See `vocabulary.unknown_words`."""
+        return vocabulary.unknown_words(self.tokenizer, prompt)
+
+    def content_words(self) -> list[str] | None:
+        """See `vocabulary.content_words`."""
+        return vocabulary.content_words(self.tokenizer)
+
+    def dropped_text(self, prompt: str) -> str:
+        """The end of the prompt that the text window cuts off, "" if all of it fits."""
+        return vocabulary.dropped_text(self.tokenizer, prompt, self._limit)
+
+    @property
+    def _limit(self) -> int:
+        """Tokens of one prompt, special ones included."""
+        if self._is_t5:
+            return _T5_TOKENS
+        length = int(self.tokenizer.model_max_length)
+        return int(self.encoder.config.max_position_embeddings) if length > _EXTRA_TOKENS else length
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         tokens = self.tokenizer(
             list(texts),
             padding="max_length",
-            max_length=length,
+            max_length=self._limit,
             truncation=True,
             return_attention_mask=True,
             return_tensors="pt",
         )
         return {name: tokens[name].to(self.encoder.device) for name in ("input_ids", "attention_mask")}
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words of the prompt that a word-level tokenizer maps to its unknown token; `[]` for subword tokenizers."""
-        model = self.tokenizer.backend_tokenizer.model
-        if type(model).__name__ != "WordLevel":
-            return []
-        encoding = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        spans = zip(encoding.input_ids, encoding.offset_mapping, strict=True)
-        return [prompt[start:end] for token, (start, end) in spans if token == self.tokenizer.unk_token_id]
 
 
 @dataclass

@@ -81,7 +81,6 @@ class RandomText(TextEncoder):
     """
 
     def __init__(self, tokens: int, width: int, device: torch.device) -> None:
-        self.tokenizer = None
         self._shape = (tokens, width)
         self._device = device
 
@@ -101,6 +100,13 @@ class RandomText(TextEncoder):
     def unknown_words(self, prompt: str) -> list[str]:
         """It reads every word."""
         return []
+
+    def content_words(self) -> None:
+        """Every word means something to it."""
+
+    def dropped_text(self, prompt: str) -> str:
+        """It reads every prompt to its end."""
+        return ""
 
 
 def random_student(

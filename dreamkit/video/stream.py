@@ -20,8 +20,8 @@ import torch
 
 from dreamkit.checks import require, require_integer
 from dreamkit.errors import ConfigError, TeacherError
+from dreamkit.prompts import check_prompt, clean_prompt
 from dreamkit.video.pipeline import VideoTeacher
-from dreamkit.video.prompt_words import checked_prompt
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.stream_controls import Steering
 from dreamkit.video.stream_engine import Event, StreamEngine, StreamFrame
@@ -48,9 +48,12 @@ class StreamSession:
         config: window, steps, queues.
         frames: how many, at least 1; `None` is no end.
 
+    Attributes:
+        warnings: what the model does not understand of the first prompt, a sentence each.
+
     Raises:
         ConfigError: a size that the model can't make, or a number out of range.
-        PromptError: an empty prompt, or one of unknown words only.
+        PromptError: an empty prompt, one that is no plain sentence, or one of unknown words only.
         TeacherError: controls for a model that knows none.
     """
 
@@ -68,7 +71,7 @@ class StreamSession:
         self.teacher = teacher
         self.config = config or StreamConfig()
         self.total = frames
-        prompt = checked_prompt(teacher.text, prompt)
+        prompt, self.warnings = self._read(prompt)
         steering = self._known(controls or Steering())
         text = teacher.encode_prompt([prompt])
         self._engine = StreamEngine(teacher, self.config, seed, prompt, text, steering, frames)
@@ -129,7 +132,7 @@ class StreamSession:
         """Whether denoising and decoding have threads of their own."""
         return self._engine.overlaps
 
-    def say(self, prompt: str, at: int | None = None) -> None:
+    def say(self, prompt: str, at: int | None = None) -> list[str]:
         """Change the prompt, as the configuration's `switch` says.
 
         Args:
@@ -137,14 +140,18 @@ class StreamSession:
             at: from the first chunk on that begins at this frame or later; by default, or where that has been made
                 already, from the next chunk that is made.
 
+        Returns:
+            What the model does not understand of it, a sentence each.
+
         Raises:
             PromptError: see the class.
             ConfigError: a frame that the stream does not reach, or a session that is closed.
         """
         self._check_open()
-        prompt = checked_prompt(self.teacher.text, prompt)
+        prompt, warnings = self._read(prompt)
         text = self.teacher.encode_prompt([prompt])
         self._engine.order(Event(self._frame("A switch of prompts", at), prompt, text))
+        return warnings
 
     def steer(self, controls: Steering, at: int | None = None) -> None:
         """Take other controls; what they don't name is no longer steered.
@@ -214,6 +221,11 @@ class StreamSession:
                 f"Use a frame from 0 to {self.total - 1}, or a longer stream.",
             )
         return at
+
+    def _read(self, prompt: str) -> tuple[str, list[str]]:
+        """A prompt in the one form that prompts have, and what the model does not understand of it."""
+        prompt = clean_prompt(prompt)
+        return prompt, check_prompt(self.teacher.text, prompt, "--model FOLDER")
 
     def _known(self, steering: Steering) -> Steering:
         if not steering.is_empty and self.teacher.controls is None:

@@ -13,6 +13,7 @@ from dreamkit_kernels.modulate import modulate
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dreamkit.embeddings import timestep_features
 from dreamkit.video.wan_config import WanConfig
 
 KeysValues = tuple[Tensor, Tensor]
@@ -25,22 +26,6 @@ Mix = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 def at_least_single(x: Tensor) -> Tensor:
     """`x` in float32, or as it is in float64: norms and gates lose too much in half precision."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def timestep_features(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal features of timesteps (Vaswani et al., arXiv 1706.03762).
-
-    Args:
-        timesteps: [...] in [0, 1000], fractions allowed.
-        dim: even number of features.
-
-    Returns:
-        [..., dim], cosines first.
-    """
-    half = dim // 2
-    index = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
-    angles = timesteps.float()[..., None] * torch.exp(index * -9.210340371976184)  # log(10000)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:

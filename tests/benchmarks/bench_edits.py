@@ -19,8 +19,8 @@ from dreamkit_kernels.bench import machine
 from torch import Tensor
 
 from dreamkit.diffusion.loading import load_teacher
-from dreamkit.diffusion.prompts import slug
 from dreamkit.metrics.geometry import chamfer_distance
+from dreamkit.prompts import slug
 from dreamkit.scenes.cameras import turntable
 from dreamkit.scenes.conversion import mesh_of
 from dreamkit.scenes.pictures import contact_sheet

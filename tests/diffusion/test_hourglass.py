@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dreamkit.diffusion.hourglass import RAY_DIM, HourglassTransformer, ray_features, timestep_features
+from dreamkit.diffusion.hourglass import RAY_DIM, HourglassTransformer, ray_features
+from dreamkit.embeddings import timestep_features
 from dreamkit.scenes.cameras import Camera
 
 TINY: dict[str, Any] = {

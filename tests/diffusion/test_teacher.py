@@ -6,9 +6,9 @@ import torch
 from dreamkit.diffusion.condition import Condition
 from dreamkit.diffusion.guidance import guide
 from dreamkit.diffusion.loading import load_teacher
-from dreamkit.diffusion.prompts import check_prompt
 from dreamkit.diffusion.text import tokenize
 from dreamkit.errors import ConfigError, PromptError, TeacherError
+from dreamkit.prompts import check_prompt
 
 FORMATS = ("sd15", "sd21", "sdxl", "deepfloyd", "toyworld")
 LATENT = ("sd15", "sd21", "sdxl")

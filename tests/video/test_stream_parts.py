@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamkit.errors import ConfigError, PromptError
-from dreamkit.video.prompt_words import checked_prompt, content_words
+from dreamkit.prompts import check_prompt
+from dreamkit.video.pipeline import TextEncoder
+from dreamkit.video.random_models import random_student
+from dreamkit.video.stream import StreamSession
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.stream_engine import Frames, Shelf
 from dreamkit.video.stream_metrics import StreamMeter, frame_statistics
@@ -228,24 +231,45 @@ def test_drift_is_told_against_the_first_seconds():
 # Prompts -------------------------------------------------------------------------------------------------------------
 
 
-def reader(words, **options):
+def word_tokenizer(words, **options):
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", **options))
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", **options)
 
 
-def test_a_prompt_of_unknown_words_names_the_known_ones():
-    text = reader(["[UNK]", "a", "red", "ball", "rolling"], dreamkit_content_words=["red", "ball", "rolling"])
-    assert checked_prompt(text, " A  red giraffe ") == "A red giraffe"
-    with pytest.raises(PromptError, match=r"no word of 'a giraffe'.*ball, red, rolling"):
-        checked_prompt(text, "a giraffe")
-    assert content_words(reader(["[UNK]", "a", "red"])) == ["red"]
+def text_encoder(tokenizer):
+    config = SimpleNamespace(model_type="clip_text_model", max_position_embeddings=5, hidden_size=4)
+    encoder = torch.nn.Identity()
+    encoder.config, encoder.device = config, torch.device("cpu")
+    return TextEncoder(tokenizer, encoder)
 
 
-def test_a_model_of_subwords_reads_everything():
-    assert content_words(SimpleNamespace(tokenizer=None)) is None
-    assert checked_prompt(SimpleNamespace(tokenizer=None), "Une girafe") == "Une girafe"
+def test_a_model_of_few_words_says_what_it_does_not_understand():
+    words = ["[UNK]", "a", "red", "ball", "rolling"]
+    text = text_encoder(word_tokenizer(words, dreamkit_content_words=["red", "ball", "rolling"], model_max_length=4))
+    with pytest.raises(PromptError, match=r"no word of 'a giraffe'.*ball, red, rolling.*--model FOLDER"):
+        check_prompt(text, "a giraffe", "--model FOLDER")
+    unknown, dropped = check_prompt(text, "a red giraffe ball rolling", "--model FOLDER")
+    assert "does not know 'giraffe'" in unknown
+    assert "'rolling'" in dropped
+
+
+def test_a_session_passes_that_on(monkeypatch):
+    student = random_student("tiny-random")
+    monkeypatch.setattr(type(student.text), "content_words", lambda self: ["ball"])
+    monkeypatch.setattr(
+        type(student.text), "unknown_words", lambda self, prompt: [w for w in prompt.split() if w == "odd"]
+    )
+    with StreamSession(student, " a  ball ") as session:
+        assert session.warnings == []
+        assert "'odd'" in session.say("an odd ball")[0]
+        with pytest.raises(PromptError, match="no word of"):
+            session.say("a giraffe")
+        with pytest.raises(PromptError, match=r"control character U\+0007"):
+            session.say("a\x07 ball")
+    with pytest.raises(PromptError, match="at most 2,000"):
+        StreamSession(student, "ball " * 1000)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit._version import __version__
-from dreamkit.diffusion.prompts import clean_prompt
 from dreamkit.errors import ConfigError, PromptError
 from dreamkit.files import plain
+from dreamkit.prompts import clean_prompt
 from dreamkit.toyworld.captions import FRONTED, HELD_OUT, composition
 from dreamkit.training.generate import GenerateOptions, settings_for
 from dreamkit.training.settings import EMBEDDED

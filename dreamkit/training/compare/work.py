@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamkit.diffusion.prompts import check_prompt, slug
 from dreamkit.diffusion.teacher import Teacher
 from dreamkit.errors import CheckpointError, DreamkitError, RunError, TeacherError
 from dreamkit.files import atomic_path, plain, read_jsonl, write_error
+from dreamkit.prompts import check_prompt, slug
 from dreamkit.runs import Run
 from dreamkit.scenes.cameras import turntable
 from dreamkit.scenes.rendering import check_backend

@@ -110,12 +110,13 @@ def nearest_words(word: str, vocabulary: Iterable[str], n: int = 3) -> list[str]
     return difflib.get_close_matches(word.lower(), candidates, n=n, cutoff=0.6) if n > 0 else []
 
 
-def check_prompt(teacher: Reader, prompt: str) -> list[str]:
+def check_prompt(teacher: Reader, prompt: str, option: str = "--teacher PATH|HUB_ID") -> list[str]:
     """Say what a teacher will not understand of a prompt.
 
     Args:
         teacher: who will read the prompt.
         prompt: a cleaned prompt.
+        option: how the user asks for a larger one.
 
     Returns:
         Warnings for the user, empty when everything is understood (always so for an open vocabulary, unless the
@@ -132,11 +133,11 @@ def check_prompt(teacher: Reader, prompt: str) -> list[str]:
         if not any(word in known for word in words):
             raise PromptError(
                 f"This teacher knows no word of {prompt!r} that names an object, a colour or a pattern.",
-                f"Words it knows: {', '.join(vocabulary)}. {_larger_teacher()}",
+                f"Words it knows: {', '.join(vocabulary)}. {_larger_teacher(option)}",
             )
         unknown = teacher.unknown_words(prompt)
         if unknown:
-            warnings.append(_unknown_warning(unknown, vocabulary))
+            warnings.append(_unknown_warning(unknown, vocabulary, option))
     dropped = teacher.dropped_text(prompt)
     if dropped:
         warnings.append(f"The prompt is longer than this teacher reads; it does not see: {dropped!r}.")
@@ -161,15 +162,15 @@ def _words(prompt: str) -> list[str]:
     return words + [part for word in words if "-" in word for part in word.split("-")]
 
 
-def _unknown_warning(unknown: Sequence[str], vocabulary: Sequence[str]) -> str:
+def _unknown_warning(unknown: Sequence[str], vocabulary: Sequence[str], option: str) -> str:
     """One sentence for each unknown word, and where to find a teacher that knows it."""
     sentences = []
     for word in dict.fromkeys(unknown):
         near = nearest_words(word, vocabulary)
         hint = f" (nearest known: {', '.join(near)})" if near else ""
         sentences.append(f"This teacher does not know {word!r}{hint} and ignores it.")
-    return f"{' '.join(sentences)} {_larger_teacher()}"
+    return f"{' '.join(sentences)} {_larger_teacher(option)}"
 
 
-def _larger_teacher() -> str:
-    return "For any other word use a larger teacher: --teacher PATH|HUB_ID."
+def _larger_teacher(option: str) -> str:
+    return f"For any other word use a larger teacher: {option}."

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamkit.diffusion.prompts import (
+from dreamkit.errors import PromptError
+from dreamkit.prompts import (
     MAX_PROMPT_LENGTH,
     STOP_WORDS,
     check_prompt,
@@ -17,7 +18,6 @@ from dreamkit.diffusion.prompts import (
     slug,
     view_prompt,
 )
-from dreamkit.errors import PromptError
 
 VOCABULARY = ["blue", "cube", "duck", "green", "mug", "red", "table"]
 
