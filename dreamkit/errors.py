@@ -44,6 +44,10 @@ class CheckpointError(DreamkitError):
     """A checkpoint that is corrupt, incomplete or of another kind."""
 
 
+class TrainingError(DreamkitError):
+    """A training that can't go on: a number in it is no longer finite."""
+
+
 class RunError(DreamkitError):
     """A run folder that can't be made, found or continued."""
 

@@ -1,6 +1,20 @@
-"""Score-distillation objectives: pure mathematics, one family a file, found by name."""
+"""Distillation objectives, of a scene and of a student: pure mathematics, one family a file, found by name."""
 
-from dreamkit.objectives import balanced, classifier, editing, sdi, sds, trajectory, variational
+from dreamkit.objectives import (
+    adversarial,
+    backtracking,
+    balanced,
+    classifier,
+    dmd,
+    editing,
+    score_consistency,
+    score_identity,
+    sdi,
+    sds,
+    segments,
+    trajectory,
+    variational,
+)
 from dreamkit.objectives.base import (
     Distillation,
     Gradient,
@@ -10,25 +24,55 @@ from dreamkit.objectives.base import (
     Terms,
     surrogate_loss,
 )
-from dreamkit.objectives.registry import objective_class, objective_names, register
+from dreamkit.objectives.matching import (
+    Denoiser,
+    Direction,
+    GradientMatching,
+    Matching,
+    MatchingContext,
+    StudentLoss,
+)
+from dreamkit.objectives.registry import (
+    objective_class,
+    objective_names,
+    register,
+    register_student,
+    student_objective_class,
+    student_objective_names,
+)
 from dreamkit.objectives.timesteps import TimestepSchedule
 
 __all__ = [
+    "Denoiser",
+    "Direction",
     "Distillation",
     "Gradient",
+    "GradientMatching",
+    "Matching",
+    "MatchingContext",
     "Objective",
     "ObjectiveContext",
     "Source",
+    "StudentLoss",
     "Terms",
     "TimestepSchedule",
+    "adversarial",
+    "backtracking",
     "balanced",
     "classifier",
+    "dmd",
     "editing",
     "objective_class",
     "objective_names",
     "register",
+    "register_student",
+    "score_consistency",
+    "score_identity",
     "sdi",
     "sds",
+    "segments",
+    "student_objective_class",
+    "student_objective_names",
     "surrogate_loss",
     "trajectory",
     "variational",

@@ -9,11 +9,12 @@ from typing import Any
 
 from dreamkit.config import Schedule
 from dreamkit.objectives.base import Objective
+from dreamkit.objectives.matching import NEEDS, Matching
 from dreamkit.objectives.timesteps import NAMED, TimestepSchedule
 
 
-def describe(kind: type[Objective]) -> dict[str, Any]:
-    """Tell about an objective.
+def describe(kind: type[Objective] | type[Matching]) -> dict[str, Any]:
+    """Tell about an objective, of a scene or of a student.
 
     Returns:
         `title` (first line of the docstring), `text` (all of it), `options` (name -> default and what it means),
@@ -28,7 +29,7 @@ def describe(kind: type[Objective]) -> dict[str, Any]:
         factory = item.default_factory
         default: Any = item.default if factory is dataclasses.MISSING else factory()
         options[item.name.rstrip("_")] = (_shown(default), documented.get(item.name, ""))
-    needs = [need for need, wanted in (("critic", kind.needs_critic), ("source", kind.needs_source)) if wanted]
+    needs = [need for need in dict.fromkeys(("critic", "source", *NEEDS)) if getattr(kind, f"needs_{need}", False)]
     return {"title": text.splitlines()[0], "text": text, "options": options, "needs": needs}
 
 

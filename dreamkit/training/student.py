@@ -20,8 +20,9 @@ from dreamkit.checks import require, require_choice, require_integer, require_nu
 from dreamkit.diffusion.loading import resolve_device
 from dreamkit.errors import CheckpointError, ConfigError
 from dreamkit.objectives.causal_video import Distance, few_step_levels
+from dreamkit.objectives.matching import require_finite
 from dreamkit.toyworld.motion import relative_cameras
-from dreamkit.training.student_losses import OBJECTIVES, Lesson, LossSettings, Models, StudentObjective, require_finite
+from dreamkit.training.student_losses import OBJECTIVES, Lesson, LossSettings, Models, StudentObjective
 from dreamkit.training.student_networks import (
     StudentNetworks,
     export_student,
@@ -211,7 +212,7 @@ class StudentTrainer(Trainer):
         total = torch.zeros((), device=self.device)
         for index in range(self.options.accumulate):
             terms = self.objective.losses(self.draw(generator), self.models, generator)
-            require_finite(terms, self.options.objective, self.step)
+            require_finite(self.options.objective, self.step, {f"{name} loss": term for name, term in terms.items()})
             total = torch.stack(list(terms.values())).sum() / self.options.accumulate
             if index + 1 < self.options.accumulate:
                 total.backward()
@@ -316,7 +317,8 @@ def train_student(
         The student's pipeline folder.
 
     Raises:
-        CheckpointError: a model or a checkpoint that can't be read or doesn't fit, or a loss that is not finite.
+        CheckpointError: a model or a checkpoint that can't be read or doesn't fit.
+        TrainingError: a loss that is not finite.
         ConfigError: no pool, or a teacher that is not causal where one must be.
         RunError: a file can't be written.
     """

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dreamkit.diffusion.guidance import guide
 from dreamkit.diffusion.schedule import NoiseSchedule
-from dreamkit.errors import CheckpointError, ConfigError
+from dreamkit.errors import ConfigError
 from dreamkit.objectives.causal_video import (
     Distance,
     Flow,
@@ -234,17 +234,3 @@ OBJECTIVES: dict[str, type[StudentObjective]] = {
     "causal-consistency": CausalConsistency,
 }
 """By the name on the command line."""
-
-
-def require_finite(terms: dict[str, Tensor], objective: str, step: int) -> None:
-    """Stop a training before it spoils its weights.
-
-    Raises:
-        CheckpointError: a term is not finite; the message names it.
-    """
-    for name, value in terms.items():
-        if not bool(torch.isfinite(value)):
-            raise CheckpointError(
-                f"The {name} loss of {objective} is {float(value.detach())} at step {step}.",
-                "The last checkpoint is kept. A lower --lr and --lr-rest, or another --seed, may help.",
-            )

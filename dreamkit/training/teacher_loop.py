@@ -9,7 +9,7 @@ import json
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -57,6 +57,10 @@ class LoopOptions(Protocol):
     @property
     def ema(self) -> float:
         """Decay of the averaged weights."""
+
+    @property
+    def seed(self) -> int:
+        """Of weights, data and noise."""
 
     @property
     def checkpoint_every(self) -> int:
@@ -127,6 +131,7 @@ class Trainer(ABC):
     ) -> None:
         self.trained = networks
         self.loop = options
+        self.matrices = matrices
         self.average = {name: p.detach().clone() for name, p in networks.named_parameters()}
         self.optimizers = make_optimizers(networks, options, matrices)
         self.step = 0
@@ -151,13 +156,7 @@ class Trainer(ABC):
         """
         total, metrics = self.losses()
         total.backward()
-        nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
-        factor = learning_rate_factor(self.step, self.loop)
-        for optimizer, lr in zip(self.optimizers, (self.loop.lr, self.loop.lr_rest), strict=True):
-            optimizer.param_groups[0]["lr"] = lr * factor
-            with torch.autocast(total.device.type, torch.bfloat16, enabled=self.half_precision):
-                optimizer.step()
-            optimizer.zero_grad()
+        self.update(self.trained, self.optimizers, (self.loop.lr, self.loop.lr_rest))
         decay = min(self.loop.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, parameter in self.trained.named_parameters():
@@ -165,14 +164,22 @@ class Trainer(ABC):
         self.step += 1
         return metrics
 
+    def update(self, networks: nn.Module, optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[float]) -> None:
+        """Move weights along their gradients, whose norm is cut to 1, at this step's share of the learning rates."""
+        nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+        factor = learning_rate_factor(self.step, self.loop)
+        device = next(networks.parameters()).device.type
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
+            with torch.autocast(device, torch.bfloat16, enabled=self.half_precision):
+                optimizer.step()
+            optimizer.zero_grad()
+
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, flat."""
         tensors = {f"weights.{name}": p.detach() for name, p in self.trained.named_parameters()}
         tensors |= {f"average.{name}": p for name, p in self.average.items()}
-        for which, optimizer in enumerate(self.optimizers):
-            for index, slots in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{which}.{index}.{key}": value for key, value in slots.items()}
-        return tensors
+        return tensors | optimizer_state(self.optimizers)
 
     def load_state(self, tensors: dict[str, Tensor], step: int) -> None:
         """Continue from a saved state.
@@ -180,20 +187,9 @@ class Trainer(ABC):
         Raises:
             CheckpointError: the state is of another network.
         """
-        slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
-        try:
-            with torch.no_grad():
-                for name, parameter in self.trained.named_parameters():
-                    parameter.copy_(tensors[f"weights.{name}"])
-                    self.average[name].copy_(tensors[f"average.{name}"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"The checkpoint is of another network: {error}.", "Choose a new --out.") from error
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, which, index, key = name.split(".")
-                slots[int(which)].setdefault(int(index), {})[key] = value
-        for optimizer, state in zip(self.optimizers, slots, strict=True):
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        load_weights(self.trained, tensors, "weights.")
+        load_weights(self.average, tensors, "average.")
+        load_optimizer_state(self.optimizers, tensors)
         self.step = step
 
     @contextmanager
@@ -211,6 +207,45 @@ class Trainer(ABC):
             with torch.no_grad():
                 for name, parameter in self.trained.named_parameters():
                     parameter.copy_(kept[name])
+
+
+def optimizer_state(optimizers: Sequence[torch.optim.Optimizer], prefix: str = "") -> dict[str, Tensor]:
+    """What optimisers remember, flat: "optimizer.0.3.exp_avg" and so on, behind a prefix."""
+    return {
+        f"{prefix}optimizer.{which}.{index}.{key}": value
+        for which, optimizer in enumerate(optimizers)
+        for index, slots in optimizer.state_dict()["state"].items()
+        for key, value in slots.items()
+    }
+
+
+def load_optimizer_state(
+    optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor], prefix: str = ""
+) -> None:
+    """Make optimisers remember what `optimizer_state` returned."""
+    slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    start = f"{prefix}optimizer."
+    for name, value in tensors.items():
+        if name.startswith(start):
+            which, index, key = name.removeprefix(start).split(".")
+            slots[int(which)].setdefault(int(index), {})[key] = value
+    for optimizer, state in zip(optimizers, slots, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_weights(target: nn.Module | dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> None:
+    """Copy the tensors behind a prefix into a network's parameters, or into tensors by name.
+
+    Raises:
+        CheckpointError: they are of another network.
+    """
+    own = dict(target.named_parameters()) if isinstance(target, nn.Module) else target
+    try:
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[prefix + name])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"The checkpoint is of another network: {error}.", "Choose a new --out.") from error
 
 
 def run_training(trainer: Trainer, name: str, report: Report, tell: Tell) -> Path:
