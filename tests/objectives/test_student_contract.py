@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreamkit.diffusion.exact import Mixture
 from dreamkit.diffusion.schedule import NoiseSchedule
-from dreamkit.errors import TeacherError
+from dreamkit.errors import TeacherError, TrainingError
 from dreamkit.objectives import Matching, StudentLoss, student_objective_class, student_objective_names
 from dreamkit.objectives.describe import describe
 from dreamkit.objectives.matching import NEEDS
@@ -223,7 +223,7 @@ def test_what_is_not_finite_is_named(name: str, part: str) -> None:
     broken = dataclasses.replace(given, **NOT_FINITE[part](given))
     uses = part == "teacher" or getattr(objective(name), f"needs_{part}")
     if uses:
-        with pytest.raises(TeacherError, match=f"{part}.*step 40"):
+        with pytest.raises(TrainingError, match=f"{part}.*step 40"):
             objective(name)(samples("image"), broken)
     else:
         objective(name)(samples("image"), broken)
