@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare:run", "Run objectives side by side on the same prompts, with a report."),
     "stream": ("stream:run", "Make a video of a sentence that goes on and can be steered."),
     "sample": ("sample:run", "Draw 2D samples from a teacher."),
+    "distill image": ("distill:run_image", "Make a student of one step, or a few, of an image teacher."),
     "distill video": ("distill:run_video", "Make a causal student of few steps of a video teacher."),
     "doctor": ("doctor:run", "Show versions, devices, kernel backends and the embedded weights."),
     "objectives": ("objectives:run", "List the objectives, or explain one."),

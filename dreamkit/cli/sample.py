@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -24,6 +25,9 @@ from dreamkit.cli.parsing import (
 )
 from dreamkit.prompts import clean_prompt
 
+STEPS, GUIDANCE = 50, 4.0
+"""Of a teacher that says nothing about it."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -35,12 +39,14 @@ class Sample:
     """The diffusion model: the embedded one, a folder in diffusers layout, or a hub id."""
     count: Integer = 16
     """How many samples, 1 to 256."""
-    steps: Integer = 50
-    """DDIM steps, 1 to 1000."""
-    guidance: Annotated[float, tyro.conf.arg(metavar="F")] = 4.0
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 50, a student's own)")] = None
+    """DDIM steps, 1 to 1000; of a student, its own kind of steps."""
+    guidance: Annotated[
+        float | None, tyro.conf.arg(metavar="F", help_behavior_hint="(default: 4, a student's own)")
+    ] = None
     """Classifier-free guidance s in E(n) + s (E(y) - E(n)), >= 0; 1 is no guidance."""
     negative: Text = ""
-    """What to stay away from, in words."""
+    """What to stay away from, in words. A student without guidance subtracts it in its cross-attention."""
     seed: Integer = 0
     """Seed of the noise, >= 0."""
     out: Folder = "outputs"
@@ -80,12 +86,13 @@ def run(arguments: Sequence[str]) -> int:
     command.check()
     from dreamkit.training.generate import sample
 
+    steps, guidance = _sampling(command)
     path, warnings = sample(
         prompt=command.prompt,
         teacher=command.teacher,
         count=command.count,
-        steps=command.steps,
-        guidance=command.guidance,
+        steps=steps,
+        guidance=guidance,
         seed=command.seed,
         device=command.device,
         out=command.out,
@@ -98,3 +105,18 @@ def run(arguments: Sequence[str]) -> int:
     else:
         print(path)
     return 0
+
+
+def _sampling(command: Sample) -> tuple[int, float]:
+    """Steps and guidance: as asked for; else as a student says, which is told; else the usual ones."""
+    if command.steps is not None and command.guidance is not None:
+        return command.steps, command.guidance
+    from dreamkit.diffusion.loading import student_config
+
+    student = student_config(command.teacher, command.device)
+    usual = (STEPS, GUIDANCE) if student is None else (student.steps, student.guidance)
+    steps = usual[0] if command.steps is None else command.steps
+    guidance = usual[1] if command.guidance is None else command.guidance
+    if student is not None:
+        print(f"{command.teacher} is a student: steps {steps}, guidance {guidance:g}", file=sys.stderr)
+    return steps, guidance

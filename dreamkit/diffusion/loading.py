@@ -7,9 +7,10 @@ diffusers, transformers or this package defines, named in a table below.
 import importlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dreamkit.diffusion.picture_encoder import CLIP_MEAN, CLIP_STD, PictureEncod
 from dreamkit.diffusion.sampling import SampleClip
 from dreamkit.diffusion.schedule import NoiseSchedule
 from dreamkit.diffusion.scheduler_config import prediction_kind
+from dreamkit.diffusion.students import STUDENT_KEY, NetworkStudent, StudentConfig
 from dreamkit.diffusion.text import PromptEncoder
 from dreamkit.diffusion.zero123 import Zero123Encoder
 from dreamkit.errors import TeacherError
@@ -79,7 +81,7 @@ def load_teacher(
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
 ) -> NetworkTeacher:
-    """Load a frozen teacher.
+    """Load a frozen teacher; of a student's folder a `NetworkStudent`, which is sampled in its own few steps.
 
     Args:
         name: "toyworld" for the embedded teacher, the path of a folder in diffusers layout, or a hub id OWNER/NAME.
@@ -112,7 +114,9 @@ def load_teacher(
         else:
             prompts = _load_text(folder, network, vae, target, dtype)
     _check_widths(folder, network, vae, prompts)
-    return NetworkTeacher(
+    student = _student_in(folder)
+    make: Callable[..., NetworkTeacher] = NetworkTeacher if student is None else partial(NetworkStudent, student)
+    return make(
         name=name,
         network=network,
         call=prompts.call if isinstance(prompts, Zero123Encoder) else support.call,
@@ -122,6 +126,28 @@ def load_teacher(
         vae=vae,
         clip=SampleClip.from_diffusers(scheduler) if vae is None else None,
     )
+
+
+def student_config(name: str, device: str | torch.device = "auto") -> StudentConfig | None:
+    """How a teacher is sampled if it is a student; `None` for any other. Only its index is read.
+
+    Args:
+        name: as for `load_teacher`; what a hub id names is downloaded, and `load_teacher` will find it.
+        device: where it will be loaded.
+
+    Raises:
+        TeacherError: no such teacher or device, or an index that can't be read.
+    """
+    return _student_in(_read_index(teacher_folder(name, prefer_half=resolve_device(device).type == "cuda")))
+
+
+def network_component(folder: Path) -> str:
+    """The component of a pipeline folder that denoises: "unet", "denoiser" or "transformer".
+
+    Raises:
+        TeacherError: there is none that is supported.
+    """
+    return _network_of(_read_index(folder))[0]
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -176,6 +202,13 @@ def _read_index(path: Path) -> _Folder:
         elif not key.startswith("_"):
             options[key] = value
     return _Folder(path, classes, options)
+
+
+def _student_in(folder: _Folder) -> StudentConfig | None:
+    """The settings of a student that the index holds, if it does."""
+    if STUDENT_KEY not in folder.options:
+        return None
+    return StudentConfig.parse(folder.options[STUDENT_KEY], folder.path)
 
 
 def _network_of(folder: _Folder) -> tuple[str, str]:

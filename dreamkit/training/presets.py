@@ -1,11 +1,9 @@
 """Settings by name: what gives a good asset without a flag, for each objective; and what a user changes about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
-
-import yaml
 
 from dreamkit.checks import nearest_first
 from dreamkit.config import Schedule
@@ -17,6 +15,7 @@ from dreamkit.scenes.cameras import CameraSampler
 from dreamkit.scenes.density import DensityConfig
 from dreamkit.scenes.gaussian_config import GaussianConfig
 from dreamkit.scenes.nerf_config import NerfConfig
+from dreamkit.training.named_options import placed, read_option
 from dreamkit.training.settings import SceneKind, SceneSettings, field_name, from_plain
 
 PRESETS = ("draft", "standard", "high")
@@ -175,10 +174,7 @@ def with_options(settings: SceneSettings, options: Sequence[str]) -> SceneSettin
     own = {item.name for item in fields(SceneSettings)} - {"objective_options", "then"}
     content: dict[str, Any] = plain(settings)
     for option in options:
-        name, separator, text = option.partition("=")
-        path = [field_name(part) for part in name.strip().split(".")]
-        if not separator or not all(path):
-            raise ConfigError(f"The option {option!r} is not of the form NAME=VALUE.", "For example: guidance=7.5")
+        path, value = read_option(option)
         if path[0] in objective:
             if len(path) > 1:  # one field of an option changes: the others stay as the objective has them
                 given = content["objective_options"]
@@ -187,11 +183,11 @@ def with_options(settings: SceneSettings, options: Sequence[str]) -> SceneSettin
         elif path[0] not in own:
             known = nearest_first(path[0], objective | own)
             raise ConfigError(
-                f"{settings.objective} has no option {name.strip()!r}.",
+                f"{settings.objective} has no option {option.partition('=')[0].strip()!r}.",
                 f"Did you mean {known[0].rstrip('_')}? The objective has: "
                 f"{', '.join(item.rstrip('_') for item in sorted(objective))}.",
             )
-        content = _placed(content, path, _value(text))
+        content = placed(content, path, value)
     return from_plain(SceneSettings, content)
 
 
@@ -200,24 +196,3 @@ def knows(settings: SceneSettings, option: str) -> bool:
     first = field_name(option.partition("=")[0].strip().split(".")[0])
     known = {item.name for item in (*fields(objective_class(settings.objective)), *fields(SceneSettings))}  # type: ignore[arg-type]
     return first in known - {"objective_options", "then"}
-
-
-def _value(text: str) -> Any:
-    """A value from YAML, in which 1e-3 is a number too."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value {text!r} can't be read: {error}.", "Quote it.") from error
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _placed(content: Any, path: Sequence[str], value: Any) -> dict[str, Any]:
-    """The nested mapping with a value at a path; what is no mapping there is replaced by one."""
-    own = dict(content) if isinstance(content, Mapping) else {}
-    own[path[0]] = value if len(path) == 1 else _placed(own.get(path[0]), path[1:], value)
-    return own

@@ -51,7 +51,9 @@ class StudentOptions:
     pool: Path
     """Folder of a pool of clips, as `dreamkit teachers train video` makes it beside its teacher."""
     objective: Literal["teacher-forcing", "diffusion-forcing", "causal-consistency"] = "teacher-forcing"
-    """What the student learns."""
+    """What the student learns from clips. Any other objective, and --system (causvid, self-forcing, motionstream,
+    reward-forcing, longlive), match it to its teacher on what it makes itself, and have options of their own: see
+    `dreamkit distill video --system self-forcing --help`."""
     out: Path = Path("outputs/students/video")
     """Folder of the run: checkpoints, metrics, sample grids and the finished student."""
     start: Path | None = None

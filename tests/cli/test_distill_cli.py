@@ -1,5 +1,6 @@
 """`dreamkit distill` as a user meets it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,11 @@ import pytest
 
 from dreamkit.cli.main import main
 from dreamkit.errors import CheckpointError
-from dreamkit.training import student
+from dreamkit.training import student, video_matching
+from dreamkit.training.matching import matching_objective
 from dreamkit.training.student import StudentOptions
+from dreamkit.training.video_matching import VideoMatchingOptions
+from dreamkit.training.video_systems import SYSTEMS
 
 
 class Job:
@@ -74,6 +78,50 @@ def test_mistakes(job: Job, words: list[str], message: str, capsys: pytest.Captu
     assert main(["distill", "video", *words]) == 2
     assert message in capsys.readouterr().err
     assert job.asked == []
+
+
+@pytest.fixture
+def matching(monkeypatch: pytest.MonkeyPatch) -> list[VideoMatchingOptions]:
+    asked: list[VideoMatchingOptions] = []
+
+    def train(options: VideoMatchingOptions, report: Any, tell: Any) -> Path:
+        asked.append(options)
+        return options.out / "student"
+
+    monkeypatch.setattr(video_matching, "train_video_matching", train)
+    return asked
+
+
+PATHS = ("--teacher", "t", "--student", "s", "--pool", "p")
+
+
+def test_an_objective_that_matches(matching: list[VideoMatchingOptions]) -> None:
+    words = ("--objective", "sid", "--option", "alpha=1.2", "--option", "guidance=2", "--steps", "9", "--before", "4")
+    assert main(["distill", "video", *PATHS, *words]) == 0
+    base = VideoMatchingOptions(Path("t"), Path("s"), Path("p"), objective="sid", steps=9, before=4)
+    assert matching == [replace(base, option=("alpha=1.2", "guidance=2"))]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_systems_of_the_field(matching: list[VideoMatchingOptions], name: str) -> None:
+    """A system's settings, over which the user's win; its objective takes its options."""
+    assert main(["distill", "video", "--system", name, *PATHS, "--steps", "7"]) == 0
+    system = SYSTEMS[name]
+    assert matching[0].objective == system.objective
+    assert {field: getattr(matching[0], field) for field in system.options} == dict(system.options)
+    objective = matching_objective(matching[0].objective, matching[0].option)
+    assert objective.shared_level
+    assert matching[0].steps == 7
+    words = ("--sink-kind", "shot", "--objective", "dmd", "--option", "shared_level=false")
+    assert main(["distill", "video", "--system", name, *PATHS, *words]) == 0
+    assert (matching[1].sink_kind, matching[1].objective) == ("shot", "dmd")
+    assert not matching_objective(matching[1].objective, matching[1].option).shared_level
+
+
+def test_an_unknown_system(matching: list[VideoMatchingOptions], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "video", "--system", "selfforcing", *PATHS]) == 2
+    assert "self-forcing" in capsys.readouterr().err
+    assert matching == []
 
 
 def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
