@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("fit:run", "Fit a scene to posed pictures (transforms.json, Blender, COLMAP)."),
     "evaluate": ("evaluate:run", "Score a run's asset against its prompt."),
     "compare": ("compare:run", "Run objectives side by side on the same prompts, with a report."),
+    "compare-video": ("compare_video:run", "Stream video students side by side, with a report."),
     "stream": ("stream:run", "Make a video of a sentence that goes on and can be steered."),
     "sample": ("sample:run", "Draw 2D samples from a teacher."),
     "distill image": ("distill:run_image", "Make a student of one step, or a few, of an image teacher."),

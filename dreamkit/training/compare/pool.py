@@ -8,21 +8,33 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from dreamkit.errors import DreamkitError
 from dreamkit.runs import RunInterrupted
 from dreamkit.training.callbacks import Callback
 from dreamkit.training.checkpoints import InterruptGuard, guard_interrupts
-from dreamkit.training.compare.plan import Task
+from dreamkit.training.compare import progress
 from dreamkit.training.compare.progress import Listener
 from dreamkit.training.compare.work import error_row
 
+
+class Task(progress.Task, Protocol):
+    """What the workers know of a run; it can be pickled."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the comparison."""
+
+
 Row = dict[str, Any]
-Job = Callable[[Task, Sequence[Callback]], Row]
-Keeper = Callable[[Task, Row], None]
+Job = Callable[[Any, Sequence[Callback]], Row]
+Keeper = Callable[[Any, Row], None]
+Failed = Callable[[Any, str], Row]
+"""The row of a task that failed, and why."""
 _STEP_INTERVAL = 0.5  # seconds between two messages of one worker
 _POLL = 0.5  # seconds between two looks at whether the user wants to stop
 _PATIENCE = 60.0  # seconds that a worker gets to save its run
@@ -32,7 +44,9 @@ class ComparisonInterrupted(KeyboardInterrupt):
     """The user stopped a comparison; the same command continues it."""
 
 
-def run_tasks(tasks: Sequence[Task], job: Job, jobs: int, keep: Keeper, listener: Listener) -> None:
+def run_tasks(
+    tasks: Sequence[Task], job: Job, jobs: int, keep: Keeper, listener: Listener, failed: Failed = error_row
+) -> None:
     """Do every task; one that fails becomes a row with its `error`.
 
     Args:
@@ -41,30 +55,31 @@ def run_tasks(tasks: Sequence[Task], job: Job, jobs: int, keep: Keeper, listener
         jobs: how many at once; one is done in this process, more in processes of (cores / jobs) threads each.
         keep: given every row as it comes.
         listener: told of what happens.
+        failed: makes the row of a task that fails, a function of a module too.
 
     Raises:
         ComparisonInterrupted: Ctrl-C or a termination signal; what runs has been saved.
     """
     with guard_interrupts() as interrupt:
         if jobs == 1:
-            _run_here(tasks, job, keep, listener, interrupt)
+            _run_here(tasks, job, keep, listener, interrupt, failed)
         elif tasks:
             threads = max(1, (os.cpu_count() or 1) // jobs)
-            with _Crew(min(jobs, len(tasks)), job, threads) as crew:
+            with _Crew(min(jobs, len(tasks)), job, threads, failed) as crew:
                 crew.run(tasks, keep, listener, interrupt)
 
 
-def attempt(job: Job, task: Task, callbacks: Sequence[Callback]) -> Row:
+def attempt(job: Job, task: Task, callbacks: Sequence[Callback], failed: Failed = error_row) -> Row:
     """The row of a task, whatever happens; only an interruption passes. A bug leaves its traceback in `errors/`."""
     try:
         return job(task, callbacks)
     except DreamkitError as error:
-        return error_row(task, str(error))
+        return failed(task, str(error))
     except Exception as error:
         with suppress(OSError):
             (task.folder / "errors").mkdir(parents=True, exist_ok=True)
             (task.folder / "errors" / f"{task.key}.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        return error_row(task, f"{type(error).__name__}: {error} (a bug: see errors/{task.key}.txt)")
+        return failed(task, f"{type(error).__name__}: {error} (a bug: see errors/{task.key}.txt)")
 
 
 class _Steps(Callback):
@@ -85,11 +100,13 @@ class _Steps(Callback):
             self._tell(step, total)
 
 
-def _run_here(tasks: Sequence[Task], job: Job, keep: Keeper, listener: Listener, interrupt: InterruptGuard) -> None:
+def _run_here(
+    tasks: Sequence[Task], job: Job, keep: Keeper, listener: Listener, interrupt: InterruptGuard, failed: Failed
+) -> None:
     for task in tasks:
         listener.on_begin(task)
         try:
-            row = attempt(job, task, [_Steps(partial(listener.on_steps, task))])
+            row = attempt(job, task, [_Steps(partial(listener.on_steps, task))], failed)
         except RunInterrupted as stop:
             raise ComparisonInterrupted from stop
         keep(task, row)
@@ -104,12 +121,13 @@ class _Worker:
     Args:
         job: what it does with a task.
         threads: CPU threads it may use.
+        failed: makes the row of a task that fails.
     """
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, job: Job, threads: int, failed: Failed) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, job, threads), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, job, threads, failed), daemon=True)
         self.process.start()
         theirs.close()
         self.task: Task | None = None
@@ -146,15 +164,16 @@ class _Crew:
         count: how many.
         job: what they do.
         threads: CPU threads of each.
+        failed: makes the row of a task that fails.
     """
 
-    def __init__(self, count: int, job: Job, threads: int) -> None:
-        self._job, self._threads = job, threads
+    def __init__(self, count: int, job: Job, threads: int, failed: Failed) -> None:
+        self._job, self._threads, self._failed = job, threads, failed
         self._workers: list[_Worker] = []
         self._count = count
 
     def __enter__(self) -> Self:
-        self._workers = [_Worker(self._job, self._threads) for _ in range(self._count)]
+        self._workers = [_Worker(self._job, self._threads, self._failed) for _ in range(self._count)]
         return self
 
     def __exit__(
@@ -191,14 +210,14 @@ class _Crew:
             return
         if kind == "died":
             worker.join()
-            self._workers[self._workers.index(worker)] = _Worker(self._job, self._threads)
-            content = error_row(task, content)
+            self._workers[self._workers.index(worker)] = _Worker(self._job, self._threads, self._failed)
+            content = self._failed(task, content)
         worker.task = None
         keep(task, content)
         listener.on_row(task, content)
 
 
-def _work(connection: Connection, job: Job, threads: int) -> None:
+def _work(connection: Connection, job: Job, threads: int, failed: Failed) -> None:
     """What a worker process does until it is told to end, or its parent is gone."""
     with suppress(AttributeError, OSError):
         os.setpgid(0, 0)  # a Ctrl-C is for the parent, which then asks every worker, once
@@ -210,4 +229,4 @@ def _work(connection: Connection, job: Job, threads: int) -> None:
     with suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
             task: Task = connection.recv()
-            connection.send(("row", attempt(job, task, callbacks)))
+            connection.send(("row", attempt(job, task, callbacks, failed)))

@@ -7,14 +7,27 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from dreamkit.training.progress import format_duration
 
-if TYPE_CHECKING:
-    from dreamkit.training.compare.plan import Task
-
 Clock = Callable[[], float]
+
+
+class Task(Protocol):
+    """What a display knows of a run."""
+
+    @property
+    def key(self) -> str:
+        """Names its row."""
+
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+
+
+Describe = Callable[[Any, Mapping[str, Any]], str]
+"""A finished run, a task and its row, in one line."""
 
 
 class Listener:
@@ -79,7 +92,7 @@ class Tally(Listener):
         return "" if seconds is None else f"{format_duration(max(0.0, seconds))} left"
 
 
-def describe(task: Task, row: Mapping[str, Any]) -> str:
+def describe_scores(task: Task, row: Mapping[str, Any]) -> str:
     """A finished run in one line."""
     if row.get("error") is not None:
         return f"{task.title}: failed: {row['error']}"
@@ -96,11 +109,18 @@ class PlainCompare(Tally):
         stream: where to write.
         interval: seconds without a line after which the current runs are named.
         clock: seconds, monotonic.
+        describe: what to say of a finished run.
     """
 
-    def __init__(self, stream: TextIO, interval: float = 30.0, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        interval: float = 30.0,
+        clock: Clock = time.monotonic,
+        describe: Describe = describe_scores,
+    ) -> None:
         super().__init__(clock)
-        self.stream, self.interval = stream, interval
+        self.stream, self.interval, self.describe = stream, interval, describe
         self._last = clock()
 
     def __enter__(self) -> Self:
@@ -134,7 +154,8 @@ class PlainCompare(Tally):
     def on_row(self, task: Task, row: Mapping[str, Any]) -> None:
         """Print the run."""
         super().on_row(task, row)
-        self._print(f"[{self.done}/{self.total}] " + "  ".join(filter(None, (describe(task, row), self.time_left()))))
+        said = "  ".join(filter(None, (self.describe(task, row), self.time_left())))
+        self._print(f"[{self.done}/{self.total}] {said}")
 
 
 class LiveCompare(Tally):
@@ -142,10 +163,12 @@ class LiveCompare(Tally):
 
     Args:
         stream: a terminal.
+        describe: what to say of a finished run.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, describe: Describe = describe_scores) -> None:
         super().__init__()
+        self.describe = describe
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
@@ -200,13 +223,13 @@ class LiveCompare(Tally):
         super().on_row(task, row)
         self._progress.remove_task(self._bars.pop(task.key))
         style = "red" if row.get("error") is not None else None
-        self.console.print(describe(task, row), style=style, markup=False)
+        self.console.print(self.describe(task, row), style=style, markup=False)
         self._show()
 
 
-def compare_display(stream: TextIO | None = None) -> PlainCompare | LiveCompare:
+def compare_display(stream: TextIO | None = None, describe: Describe = describe_scores) -> PlainCompare | LiveCompare:
     """The display that fits the stream (stderr by default): live on a terminal, plain lines otherwise."""
     target = sys.stderr if stream is None else stream
     if target.isatty() and os.environ.get("TERM", "") != "dumb":
-        return LiveCompare(target)
-    return PlainCompare(target)
+        return LiveCompare(target, describe)
+    return PlainCompare(target, describe=describe)

@@ -78,14 +78,18 @@ def read_plan(folder: Path) -> dict[str, Any]:
     path = folder / PLAN_FILE
     if not path.is_file():
         raise RunError(f"{folder} holds no comparison: there is no {PLAN_FILE}.", "Give what --out was.")
-    content = _read_object(path)
+    content = read_object(path)
     if not isinstance(content.get("shared"), dict) or not all(isinstance(content.get(n), list) for n in _LISTS):
         raise RunError(f"{path} is no plan of a comparison.", "Choose another folder.")
     return content
 
 
-def _read_object(path: Path) -> Row:
-    """A JSON object of this version of the format."""
+def read_object(path: Path, expected: int = FORMAT_VERSION) -> Row:
+    """A JSON object of a version of the format.
+
+    Raises:
+        RunError: a file that can't be read, is damaged or of another version.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -93,9 +97,9 @@ def _read_object(path: Path) -> Row:
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}.", "Delete it: what it tells is then made again.") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version != expected:
         raise RunError(
-            f"{path} has format version {version}; this DreamKit reads version {FORMAT_VERSION}.",
+            f"{path} has format version {version}; this DreamKit reads version {expected}.",
             "Choose another folder, or the DreamKit that wrote this one.",
         )
     return content
@@ -115,7 +119,7 @@ def load_rows(folder: Path) -> list[Row]:
     plan = read_plan(folder)
     newest: dict[tuple[Any, ...], Row] = {}
     for path in sorted((folder / ROWS_FOLDER).glob("*.json")):
-        row = _read_object(path)
+        row = read_object(path)
         missing = [name for name in (*COLUMNS, "key", "created", "machine", "settings") if name not in row]
         if missing:
             raise RunError(f"{path} is no row of a comparison: it lacks {', '.join(missing)}.", "Delete it.")
@@ -131,10 +135,10 @@ def load_rows(folder: Path) -> list[Row]:
     return sorted(newest.values(), key=place)
 
 
-def done_keys(folder: Path) -> set[str]:
+def done_keys(folder: Path, version: int = FORMAT_VERSION) -> set[str]:
     """Keys of the rows that are there and without an error: those that failed are tried again."""
     paths = (folder / ROWS_FOLDER).glob("*.json")
-    return {path.stem for path in paths if _read_object(path).get("error") is None}
+    return {path.stem for path in paths if read_object(path, version).get("error") is None}
 
 
 def mean(values: Iterable[float | bool | None]) -> float | None:

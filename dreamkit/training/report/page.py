@@ -1,6 +1,5 @@
 """The page of a report, put together from escaped text."""
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,11 +8,10 @@ from html import escape
 from typing import Any
 
 from dreamkit.training.report.notes import notes_html
+from dreamkit.training.report.parts import counted, data_uri, document, number_text, sort_head
 from dreamkit.training.report.plots import bars, colours, scatter
-from dreamkit.training.report.style import CSS, SCRIPT
 
 Row = Mapping[str, Any]
-_DASH = "\N{EN DASH}"
 _SCHEDULE = {"start_step", "start_value", "end_value", "end_step", "curve"}
 
 
@@ -93,22 +91,16 @@ def page(report: Report) -> str:
     """The whole page."""
     sections = [_header(report), _summary(report), _plots(report), _turntables(report), _failures(report)]
     sections += [_settings(report), _measures()]
-    body = "\n".join(section for section in sections if section)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Score distillation, side by side</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    return document("Score distillation, side by side", "\n".join(section for section in sections if section))
 
 
 def _header(report: Report) -> str:
     machine, shared = report.machine, report.shared
     prompts, seeds = len({row["prompt"] for row in report.rows}), len({row["seed"] for row in report.rows})
     what = [
-        _count(len(report.labels), "objective"),
-        _count(prompts, "prompt"),
-        _count(seeds, "seed"),
+        counted(len(report.labels), "objective"),
+        counted(prompts, "prompt"),
+        counted(seeds, "seed"),
         f"preset {shared['preset']}",
         f"teacher {shared['teacher']}",
     ]
@@ -124,14 +116,6 @@ def _header(report: Report) -> str:
     )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return _DASH if value is None else f"{value:,.{digits}f}"
-
-
 def _dot(colour: str, mode: str) -> str:
     hollow = "" if mode == "camera" else " hollow"
     return f'<span class="dot{hollow}" style="--dot:{colour}"></span>'
@@ -143,8 +127,8 @@ def _summary(report: Report) -> str:
     if any(row["errors"] for row in report.summary):
         shown.insert(1, Column("errors", "failed", 0))
     palette, best = colours(report.labels), {column.name: _best(report.summary, column) for column in shown}
-    heads = [_head("objective", "ascending"), _head("mode", "ascending", text=True)]
-    heads += [_head(column.title, "ascending" if column.better == "low" else "descending") for column in shown]
+    heads = [sort_head("objective", "ascending"), sort_head("mode", "ascending", text=True)]
+    heads += [sort_head(column.title, "ascending" if column.better == "low" else "descending") for column in shown]
     lines = []
     for row in report.summary:
         dot = _dot(palette[row["objective"]], row["mode"])
@@ -152,7 +136,7 @@ def _summary(report: Report) -> str:
         cells.append(f'<td class="text">{escape(row["mode"])}</td>')
         for column in shown:
             value = row.get(column.name)
-            text = _number(value, column.digits)
+            text = number_text(value, column.digits)
             kind = ' class="best"' if value is not None and text == best[column.name] else ""
             cells.append(f'<td{kind} data-value="{"" if value is None else value}">{text}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -164,17 +148,12 @@ def _summary(report: Report) -> str:
     )
 
 
-def _head(title: str, first: str, text: bool = False) -> str:
-    kind = ' class="text"' if text else ""
-    return f'<th scope="col"{kind} data-first="{first}"><button type="button">{escape(title)}</button></th>'
-
-
 def _best(summary: Sequence[Row], column: Column) -> str | None:
     """The best value of a column as it is written; `None` where there is no better or no choice."""
     values = [row[column.name] for row in summary if row.get(column.name) is not None]
-    if not column.better or len({_number(value, column.digits) for value in values}) < 2:
+    if not column.better or len({number_text(value, column.digits) for value in values}) < 2:
         return None
-    return _number(max(values) if column.better == "high" else min(values), column.digits)
+    return number_text(max(values) if column.better == "high" else min(values), column.digits)
 
 
 def _plots(report: Report) -> str:
@@ -243,14 +222,14 @@ def _asset(report: Report, row: Row) -> str:
         )
     picture = f'<span title="{name}">no picture</span>'
     if row["key"] in report.turntables:
-        data = base64.b64encode(report.turntables[row["key"]]).decode("ascii")
-        side = _webp_side(report.turntables[row["key"]])
+        content = report.turntables[row["key"]]
+        side = _webp_side(content)
         picture = (
-            f'<img src="data:image/webp;base64,{data}" width="{side}" height="{side}" alt="{name}" '
+            f'<img src="{data_uri("image/webp", content)}" width="{side}" height="{side}" alt="{name}" '
             f'title="{name}" decoding="async">'
         )
     fronts = f' · <span class="warn">{row["fronts"]} fronts</span>' if row["many_faced"] else ""
-    return f'<div class="asset">{picture}<div class="cap">{_number(row["r_precision"], 2)}{fronts}</div></div>'
+    return f'<div class="asset">{picture}<div class="cap">{number_text(row["r_precision"], 2)}{fronts}</div></div>'
 
 
 def _webp_side(content: bytes) -> int:

@@ -41,7 +41,7 @@ def scatter(summary: Sequence[Row], name: str, title: str) -> str:
     if not points:
         return ""
     palette = colours(list(dict.fromkeys(row["objective"] for row in summary)))
-    with _axes(f"scatter {name}", 3.5) as (figure, axes):
+    with drawing(f"scatter {name}", 3.5) as (figure, axes):
         xs = [row[name] for row in points]
         if max(xs) > 20 * max(min(xs), 1e-9):
             axes.set_xscale("log")
@@ -55,7 +55,7 @@ def scatter(summary: Sequence[Row], name: str, title: str) -> str:
         axes.set_xlabel(title)
         axes.set_ylabel("R-precision")
         _name_points(axes, points, name)
-        return _svg(figure, f"R-precision against {title}")
+        return svg_text(figure, f"R-precision against {title}")
 
 
 def _name_points(axes: Any, points: Sequence[Row], name: str) -> None:
@@ -66,7 +66,7 @@ def _name_points(axes: Any, points: Sequence[Row], name: str) -> None:
     marks = [axes.transData.transform((row[name], row["r_precision"])) / unit for row in points]
     taken = [(x - 6, x + 6, y) for x, y in marks]
     for row, (x, y) in sorted(zip(points, marks, strict=True), key=lambda item: item[1][1]):
-        text, start = _short(row["objective"], 14), x + 7
+        text, start = shortened(row["objective"], 14), x + 7
         end = start + 5.0 * len(text)
         beside = [other for left, right, other in taken if start < right and end > left]
         free = (shift for shift in _SHIFTS if all(abs(y + shift - other) >= 8 for other in beside))
@@ -95,7 +95,7 @@ def bars(summary: Sequence[Row], name: str, title: str, high: float | None = Non
     labels = list(dict.fromkeys(row["objective"] for row in summary))
     modes = list(dict.fromkeys(row["mode"] for row in summary))
     palette = colours(labels)
-    with _axes(f"bars {name}", 0.9 + 0.19 * len(labels) * (len(modes) + 0.5)) as (figure, axes):
+    with drawing(f"bars {name}", 0.9 + 0.19 * len(labels) * (len(modes) + 0.5)) as (figure, axes):
         step = _BARS / len(modes)
         for row in summary:
             if row[name] is None:
@@ -107,21 +107,27 @@ def bars(summary: Sequence[Row], name: str, title: str, high: float | None = Non
             axes.annotate(
                 f"{row[name]:.2f}", (row[name], at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
             )
-        axes.set_yticks(range(len(labels)), [_short(label, _LABEL_LENGTH) for label in labels])
+        axes.set_yticks(range(len(labels)), [shortened(label, _LABEL_LENGTH) for label in labels])
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0, high or 1.15 * max(row[name] or 0 for row in summary) or 1)
         axes.set_xlabel(title)
-        return _svg(figure, title)
+        return svg_text(figure, title)
 
 
-def _short(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
+    """A text of at most so many characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 @contextmanager
-def _axes(salt: str, height: float) -> Iterator[tuple[Any, Any]]:
-    """A figure in a plain style, of a width that a phone can show."""
+def drawing(salt: str, height: float) -> Iterator[tuple[Any, Any]]:
+    """A figure in a plain style, of a width that a phone can show, and its axes.
+
+    Args:
+        salt: makes the names inside the picture its own, the same every time.
+        height: inches.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -148,7 +154,7 @@ def _axes(salt: str, height: float) -> Iterator[tuple[Any, Any]]:
         yield figure, axes
 
 
-def _svg(figure: Any, title: str) -> str:
+def svg_text(figure: Any, title: str) -> str:
     """The figure as an SVG element without size, font or colour of its own."""
     from html import escape
 
