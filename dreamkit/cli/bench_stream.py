@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -17,10 +17,15 @@ from dreamkit.cli.stream import (
     Size,
     StudentInteger,
     StudentNumber,
+    StudentSparsity,
     frame_size,
     measured,
     stream_config,
 )
+
+if TYPE_CHECKING:
+    from dreamkit.video.pipeline import VideoTeacher
+    from dreamkit.video.stream_config import StreamConfig
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class BenchStream:
     """Latent frames before a chunk that it sees."""
     sink: StudentInteger = None
     """First latent frames that stay visible for good."""
+    sparsity: StudentSparsity = None
+    """What of attention is computed: a share of the blocks between sink and chunk, as few of them as have a share of
+    the attention, or dense, all."""
     overlap: Overlap = "auto"
     """Whether denoising and decoding have threads of their own."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the cores)")] = None
@@ -92,6 +100,8 @@ def run(arguments: Sequence[str]) -> int:
         "device": str(student.device),
         "precision": "bfloat16" if student.half_precision else str(student.network.proj_out.weight.dtype)[6:],
         "overlap": session.overlaps,
+        "sparsity": str(config.sparsity or "dense"),
+        "blocks_computed": _computed(student, config),
         "cache_mb": round(session.tensor_bytes / 1e6, 1),
         **measured(metrics),
     }
@@ -100,3 +110,16 @@ def run(arguments: Sequence[str]) -> int:
     else:
         print_rows({name: value for name, value in content.items() if name != "drift"})
     return 0
+
+
+def _computed(student: VideoTeacher, config: StreamConfig) -> float | None:
+    """Share of attention's blocks that are computed where the window is full; `None` if it depends on what is seen."""
+    from dreamkit_kernels.stream_attention import Stream
+
+    from dreamkit.video.rollout import token_size
+
+    if config.sparsity is None:
+        return 1.0
+    sink = 0 if config.sink_kind == "none" else config.sink
+    share = config.sparsity.computed_share(Stream(*token_size(student, config.size), config.chunk, sink, config.window))
+    return None if share is None else round(share, 4)

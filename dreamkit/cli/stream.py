@@ -34,6 +34,9 @@ Size = Annotated[str, tyro.conf.arg(metavar="HEIGHTxWIDTH", help_behavior_hint="
 _STUDENTS = "(default: the student's)"
 StudentInteger = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_STUDENTS)]
 StudentNumber = Annotated[float | None, tyro.conf.arg(metavar="F", help_behavior_hint=_STUDENTS)]
+StudentSparsity = Annotated[
+    str | None, tyro.conf.arg(metavar="dense|keep=F|mass=F[,block=N][,dense_layers=N]", help_behavior_hint=_STUDENTS)
+]
 _OVERLAP = {"auto": None, "on": True, "off": False}
 _SECONDS_A_LINE = 5.0
 
@@ -76,6 +79,9 @@ class Stream:
     """Latent frames before a chunk that it sees."""
     sink: StudentInteger = None
     """First latent frames that stay visible for good."""
+    sparsity: StudentSparsity = None
+    """What of attention is computed: a share of the blocks between sink and chunk, as few of them as have a share of
+    the attention, or dense, all; a student should have been trained with the same."""
     overlap: Overlap = "auto"
     """Whether denoising and decoding have threads of their own."""
     seed: Integer = 0
@@ -151,7 +157,7 @@ def stream_config(command: Any, student: VideoTeacher, **more: Any) -> StreamCon
 
     trained = None if student.name in RANDOM_MODELS else students.read_stream_config(Path(student.name))
     base = trained or StreamConfig(size=students.frame_size(student))
-    asked = {name: getattr(command, name) for name in ("chunk", "window", "sink", "guidance")}
+    asked = {name: getattr(command, name) for name in ("chunk", "window", "sink", "guidance", "sparsity")}
     asked = {name: value for name, value in asked.items() if value is not None} | more
     size = frame_size(command.size) or base.size
     # No memory for snapshots: nobody rewinds here.

@@ -20,6 +20,7 @@ from dreamkit.objectives.causal_video import clean_clip, noisy_clip
 from dreamkit.training.student_networks import StudentNetworks
 from dreamkit.video.attention_cache import AttentionCache, SinkKind
 from dreamkit.video.controls import Controls
+from dreamkit.video.sparse_attention import Sparsity
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Roller:
         levels: at which the student is asked for a chunk, from 1 down.
         sink_kind: what its cache keeps as its sink.
         sink_decay: of an "ema" sink.
+        sparsity: which blocks of its attention are computed; `None` is all.
     """
 
     stream: Stream
     levels: Sequence[float]
     sink_kind: SinkKind = "first"
     sink_decay: float = 0.99
+    sparsity: Sparsity | None = None
 
     def on_itself(
         self,
@@ -129,7 +132,8 @@ class Roller:
         levels = grid[which.to(data.device)].repeat_interleave(chunk, dim=1)[:, :frames]
         x_t = noisy_clip(data, torch.randn(data.shape, generator=generator).to(data), levels)
         with nullcontext() if trained else torch.no_grad():
-            x0 = clean_clip(x_t, networks(x_t, levels, text, controls, self.stream), levels)
+            flow = networks(x_t, levels, text, controls, self.stream, sparsity=self.sparsity)
+            x0 = clean_clip(x_t, flow, levels)
         return Rollout(x0, levels)
 
     def _chunk(
@@ -184,4 +188,5 @@ class Roller:
             keep_inputs=keep_inputs,
             dtype=torch.bfloat16 if networks.half_precision else transformer.proj_out.weight.dtype,
             device=device,
+            sparsity=self.sparsity,
         )

@@ -11,14 +11,15 @@ from dreamkit_kernels.stream_attention import Stream
 from torch import Tensor, nn
 
 from dreamkit.errors import CheckpointError
-from dreamkit.files import atomic_folder, write_json
+from dreamkit.files import atomic_folder, plain, write_json
 from dreamkit.video.causal_transformer import CausalTransformer
 from dreamkit.video.controls import ControlEncoder, Controls
+from dreamkit.video.sparse_attention import Sparsity
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.students import INDEX_FILE, STREAM_KEY
 
 """Where the index of a pipeline says how it is streamed. A model without it was never trained to be causal."""
-_STREAM_FIELDS = ("size", "chunk", "window", "sink", "sink_kind", "times", "shift", "guidance")
+_STREAM_FIELDS = ("size", "chunk", "window", "sink", "sink_kind", "sink_decay", "times", "shift", "guidance")
 """Fields of `StreamConfig` that a training decides."""
 _TRAINED = ("transformer", "controls")
 
@@ -48,6 +49,7 @@ class StudentNetworks(nn.Module):
         controls: Controls | None,
         stream: Stream,
         past: Tensor | None = None,  # [B, C, F, H, W]
+        sparsity: Sparsity | None = None,
     ) -> Tensor:
         """Predict the flow of every chunk.
 
@@ -58,6 +60,7 @@ class StudentNetworks(nn.Module):
             controls: of the frames; ignored by a model that reads none.
             stream: what a chunk sees.
             past: the frames that a chunk sees before it, read as clean ones; `None` shows it the noisy ones.
+            sparsity: which blocks of attention are computed; `None` is all.
 
         Returns:
             [B, C, F, H, W] float32 (or float64).
@@ -67,9 +70,11 @@ class StudentNetworks(nn.Module):
             if self.controls is not None and controls is not None:
                 features = self.controls(controls, (stream.height, stream.width))
             if past is None:
-                flow = self.transformer(x_t, 1000 * levels, text, features, stream)
+                flow = self.transformer(x_t, 1000 * levels, text, features, stream, sparsity)
             else:
-                flow = self.transformer.forward_teacher_forced(x_t, past, 1000 * levels, text, stream, features)
+                flow = self.transformer.forward_teacher_forced(
+                    x_t, past, 1000 * levels, text, stream, features, sparsity=sparsity
+                )
         return flow.to(x_t.dtype)
 
 
@@ -138,5 +143,7 @@ def export_student(networks: StudentNetworks, teacher: Path, folder: Path, strea
             networks.controls.save_pretrained(temporary / "controls")
         index = json.loads((teacher / INDEX_FILE).read_text(encoding="utf-8"))
         settings = {name: getattr(stream, name) for name in _STREAM_FIELDS}
+        if stream.sparsity is not None:  # so that a dense student's index stays what it was
+            settings["sparsity"] = plain(stream.sparsity)
         write_json(temporary / INDEX_FILE, {**index, STREAM_KEY: settings})
     return folder

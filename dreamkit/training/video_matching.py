@@ -22,8 +22,10 @@ from dreamkit.errors import ConfigError
 from dreamkit.metrics.flow import optical_flow
 from dreamkit.objectives.causal_video import few_step_levels
 from dreamkit.objectives.matching import Matching, MatchingContext
+from dreamkit.objectives.segments import TrajectoryDistributionMatching
 from dreamkit.training.clip_judges import ClipCritic, ClipDiscriminator, ClipJudge
 from dreamkit.training.matching import Made, MatchingTrainer, matching_objective
+from dreamkit.training.named_options import read_option
 from dreamkit.training.rollouts import Roller, Rollout
 from dreamkit.training.student import FOLDER, open_pool, streamed_cameras
 from dreamkit.training.student_networks import StudentNetworks, export_student, load_networks, require_alike
@@ -35,6 +37,7 @@ from dreamkit.video.attention_cache import SinkKind
 from dreamkit.video.autoencoders import VideoAutoencoder
 from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import load_video_teacher, shifted
+from dreamkit.video.sparse_attention import Sparsity
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.students import read_stream_config
 
@@ -85,6 +88,10 @@ class VideoMatchingOptions:
     """What the cache keeps as its sink: none, first, ema or shot."""
     sink_decay: float | None = None
     """Decay of an ema sink."""
+    sparsity: str | None = None
+    """What of its attention the student computes, in training and in its streams: keep=0.3,block=16 for a share of the
+    blocks between sink and chunk, mass=0.9 for a share of the attention, dense for all; the student's own by default.
+    Teacher and critic see everything."""
     critic_steps: int = 5
     """Steps of the critic before each of the student's."""
     lr: float = 1e-4
@@ -118,6 +125,7 @@ class VideoMatchingOptions:
             require_integer(f"--{name.replace('_', '-')}", getattr(self, name), 0)
         for name in ("switches", "camera_dropout", "track_dropout", "ema"):
             require_number(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
+        Sparsity.parse(self.sparsity)
         one_of("--history", self.history, get_args(History))
         alone = self.history == "self" or not self.before
         require("--before", alone, self.before, "0 with --history data, whose clips are given")
@@ -152,20 +160,22 @@ class VideoMatchingTrainer(MatchingTrainer):
         require_alike(student, self.frozen, options.student, options.teacher)
         copied = load_networks(options.teacher, self.device, half).train().requires_grad_(True)
         copied.transformer.checkpointing = options.checkpointing
-        torch.manual_seed(options.seed)
-        critic = ClipCritic(copied, objective.learns_from_data).to(self.device)
-        super().__init__(student, critic, objective, options)
-        self.student = student
-        self.half_precision = half
         self.text, self.autoencoder = teacher.text, teacher.autoencoder
-        self.empty = teacher.encode_prompt([""])
         self.latents = self._latent_shape()
         self.config = self._stream_config(teacher.shift)
         shift = teacher.shift if self.config.shift is None else self.config.shift
+        torch.manual_seed(options.seed)
+        critic = ClipCritic(copied, objective.learns_from_data).to(self.device)
+        super().__init__(student, critic, segmented(objective, options, shift), options)
+        self.student = student
+        self.half_precision = half
+        self.empty = teacher.encode_prompt([""])
         grid = student.transformer.token_grid(torch.zeros(1, *self.latents, device="meta"))
         stream = Stream(*grid[1:], self.config.chunk, self.config.sink, self.config.window)
         levels = shifted(torch.tensor(self.config.times, dtype=torch.float64), shift).tolist()
-        self.roller = Roller(stream, levels, self.config.sink_kind, self.config.sink_decay)
+        self.roller = Roller(
+            stream, levels, self.config.sink_kind, self.config.sink_decay, sparsity=self.config.sparsity
+        )
         self.schedule = NoiseSchedule.flow(1.0)
 
     def _latent_shape(self) -> tuple[int, int, int, int]:
@@ -180,7 +190,7 @@ class VideoMatchingTrainer(MatchingTrainer):
                 f"The student in {options.student} was not taught to be causal.",
                 "Train one with --objective teacher-forcing or causal-consistency first.",
             )
-        names = ("chunk", "sink", "window", "sink_kind", "sink_decay")
+        names = ("chunk", "sink", "window", "sink_kind", "sink_decay", "sparsity")
         asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         factor = self.autoencoder.spatial_factor
         return replace(
@@ -286,6 +296,31 @@ def require_clip_objective(objective: Matching) -> None:
                 f"The objective {objective.name} needs {what}, which clips of a stream don't have.",
                 "Use one of dmd, re-dmd, decoupled-dmd, f-distill, sid, sim, tdm.",
             )
+
+
+def segmented(objective: Matching, options: VideoMatchingOptions, shift: float) -> Matching:
+    """The objective, and if it is TDM with the segments that the student's steps go through.
+
+    Args:
+        objective: as the options have it.
+        options: whose `steps_per_chunk` are the segments.
+        shift: of the student's levels.
+
+    Raises:
+        ConfigError: the options say otherwise.
+    """
+    if not isinstance(objective, TrajectoryDistributionMatching):
+        return objective
+    fitting = replace(objective, segments=options.steps_per_chunk, shift=shift)
+    for name in {read_option(option)[0][0] for option in options.option} & {"segments", "shift"}:
+        given, wanted = getattr(objective, name), getattr(fitting, name)
+        if given != wanted:
+            raise ConfigError(
+                f"{objective.name} with {name}={given} does not fit a student of {options.steps_per_chunk} steps a "
+                f"chunk, its levels shifted by {shift:g}.",
+                f"Leave {name} out: it is {wanted:g}.",
+            )
+    return fitting
 
 
 @torch.no_grad()

@@ -59,6 +59,12 @@ SYSTEMS: dict[str, VideoSystem] = {
         objective_options=_ONE_LEVEL,
         options={"sink_kind": "first", "before": 12, "switches": 0.5},
     ),
+    "blade": VideoSystem(
+        "each step on its own levels, attention to the blocks that matter (Gu et al., Video-BLADE, arXiv 2508.10774)",
+        objective="tdm",
+        objective_options=("shared_level=true",),
+        options={"sink_kind": "first", "sparsity": "keep=0.3,block=16"},
+    ),
 }
 """By name."""
 

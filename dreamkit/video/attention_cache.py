@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dreamkit.checks import one_of, require
 from dreamkit.errors import ConfigError
+from dreamkit.video.sparse_attention import Sparsity, attend_chunk, choose_among, pool_frames
 from dreamkit.video.wan_blocks import KeysValues
 
 SinkKind = Literal["none", "first", "ema", "shot"]
@@ -90,6 +91,7 @@ class AttentionCache:
             is given the latents.
         dtype: of the stored keys and values.
         device: where they are.
+        sparsity: which blocks of attention are computed; `None` is all.
 
     Raises:
         ConfigError: a window that can't hold a chunk, a sink of no frames, or a number out of range.
@@ -107,6 +109,7 @@ class AttentionCache:
         keep_inputs: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        sparsity: Sparsity | None = None,
     ) -> None:
         one_of("The sink", sink, get_args(SinkKind))
         require("The cache's batch", batch >= 1, batch, "a number of at least 1")
@@ -120,9 +123,11 @@ class AttentionCache:
         self.stream = stream if sink != "none" else replace(stream, sink=0)
         self.sink_kind = sink
         self.ema_decay = ema_decay
+        self.sparsity = sparsity
         self.rope = rope
         self._averages: tuple[Tensor, ...] = ()
         self._inputs: Tensor | None = None
+        self._pools: Tensor | None = None
         tokens, width = stream.tokens, rope.head_dim
         slots = self.stream.sink + self._ring_size
         # Tensors made under inference_mode could not be written outside of it.
@@ -135,6 +140,10 @@ class AttentionCache:
                 self._averages = tuple(torch.zeros(shape, dtype=wide, device=device) for _ in range(2))
             if keep_inputs:
                 self._inputs = torch.zeros(batch, slots, tokens, heads * width, dtype=dtype, device=device)
+            if sparsity is not None and sparsity.fits(stream):
+                shape = (layers, batch, slots, tokens // sparsity.block, heads, width)
+                wide = torch.promote_types(dtype, torch.float32)
+                self._pools = torch.zeros(shape, dtype=wide, device=device)
         self._place = _Place()
         self._text: _TextKeys | None = None
 
@@ -168,7 +177,7 @@ class AttentionCache:
         return self.stream.window + self.stream.chunk
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        kept = () if self._inputs is None else (self._inputs,)
+        kept = (item for item in (self._inputs, self._pools) if item is not None)
         return (self._keys, self._values, *self._averages, *kept)
 
     def reset(self) -> None:
@@ -248,15 +257,33 @@ class AttentionCache:
         keys, values = self._keys[layer], self._values[layer]
         _put(keys, view.own, k)
         _put(values, view.own, v)
+        order, block = (*view.context, *view.own), 1 if self.sparsity is None else self.sparsity.block
+        blocks = None
+        if self.sparsity is not None and not self.sparsity.is_dense(layer):
+            sink = [place for place, slot in enumerate(view.context) if slot < self.stream.sink]
+            if self._pools is None:  # blocks of several frames, which lie side by side in the stream alone
+                seen = self._in_order(layer, view, k, v, keys.dtype)
+                out = attend_chunk(layer, q.to(keys.dtype), *seen, self.stream, self.rope, self.sparsity, sink)
+                return out.to(v.dtype)
+            pools = self._pools[layer]
+            _put(pools, view.own, pool_frames(k.to(keys.dtype), self.stream, self.rope, block))
+            pooled = _take(pools, order)
+            blocks = choose_among(q.to(keys.dtype), pooled, self.stream, self.rope, self.sparsity, sink)
         if torch.is_grad_enabled() and any(item.requires_grad for item in (q, k, v)):
-            seen_k, seen_v = (_take(item, view.context).to(v.dtype) for item in (keys, values))
-            k, v = torch.cat([seen_k, k.to(v.dtype)], dim=1), torch.cat([seen_v, v], dim=1)
-            return attend(q.to(v.dtype), k, v, self.stream, self.rope)
+            k, v = self._in_order(layer, view, k, v, v.dtype)
+            return attend(q.to(v.dtype), k, v, self.stream, self.rope, blocks=blocks, block=block)
         times = [-1] * keys.shape[1]
-        for time, slot in enumerate((*view.context, *view.own)):
+        for time, slot in enumerate(order):
             times[slot] = time
         stored = (item.flatten(1, 2) for item in (keys, values))
-        return attend(q.to(keys.dtype), *stored, self.stream, self.rope, k_times=times).to(v.dtype)
+        placed = None if blocks is None else _as_stored(blocks, order)
+        out = attend(q.to(keys.dtype), *stored, self.stream, self.rope, times, blocks=placed, block=block)
+        return out.to(v.dtype)
+
+    def _in_order(self, layer: int, view: ChunkView, k: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of what a chunk sees, its own with their gradients, in the order of the stream."""
+        seen_k, seen_v = (_take(item[layer], view.context).to(dtype) for item in (self._keys, self._values))
+        return torch.cat([seen_k, k.to(dtype)], dim=1), torch.cat([seen_v, v.to(dtype)], dim=1)
 
     def keep(self, view: ChunkView, inputs: Tensor) -> None:
         """Keep a chunk's embedded patches [B, f * tokens, dim], if the cache keeps any."""
@@ -331,6 +358,10 @@ class AttentionCache:
                 average.copy_(stored[:, :, :sink])
             average[:, :, frame].lerp_(stored[:, :, slot].to(average.dtype), 1 - self.ema_decay)
             stored[:, :, frame].copy_(average[:, :, frame])
+        if self._pools is not None and self.sparsity is not None:
+            keys = self._keys[:, :, frame].flatten(0, 1)
+            pooled = pool_frames(keys, self.stream, self.rope, self.sparsity.block)
+            self._pools[:, :, frame].copy_(pooled.view_as(self._pools[:, :, frame]))
         self._place.merges += 1
 
 
@@ -348,6 +379,13 @@ def _put(store: Tensor, slots: Sequence[int], x: Tensor) -> None:
     frames = x.detach().unflatten(1, (len(slots), -1))
     for start, run in _runs(slots):
         store[:, run].copy_(frames[:, start : start + run.stop - run.start])
+
+
+def _as_stored(blocks: Tensor, slots: Sequence[int]) -> Tensor:
+    """Blocks [B, H, Q, frames * n] of frames that lie in these slots, in the order of the slots' numbers."""
+    frames = blocks.unflatten(3, (len(slots), -1))
+    places = sorted(range(len(slots)), key=lambda place: slots[place])
+    return torch.cat([frames[:, :, :, run] for _, run in _runs(places)], dim=3).flatten(3)
 
 
 def _take(store: Tensor, slots: Sequence[int]) -> Tensor:

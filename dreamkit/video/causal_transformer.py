@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from dreamkit_kernels.stream_attention import Rope3d, Stream, attend, rollout_attention
+from dreamkit_kernels.stream_attention import Rope3d, Stream
 from dreamkit_kernels.stream_attention.reference import rotate
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dreamkit.checks import require
 from dreamkit.video.attention_cache import AttentionCache, ChunkView, SinkKind
+from dreamkit.video.sparse_attention import Sparsity, attend_chunk, attend_clip, frames_of
 from dreamkit.video.wan_blocks import (
     ConditionEmbedder,
     KeysValues,
@@ -117,6 +118,7 @@ class CausalTransformer(nn.Module):
         sink: SinkKind = "first",
         ema_decay: float = 0.99,
         keep_inputs: bool = False,
+        sparsity: Sparsity | None = None,
     ) -> AttentionCache:
         """An empty cache for this network, in the dtype and on the device of its weights.
 
@@ -126,6 +128,7 @@ class CausalTransformer(nn.Module):
             sink: see `AttentionCache`.
             ema_decay: see there.
             keep_inputs: keep what `recache` needs.
+            sparsity: which blocks of attention are computed; `None` is all.
 
         Raises:
             ConfigError: sizes that can't be.
@@ -142,6 +145,7 @@ class CausalTransformer(nn.Module):
             keep_inputs=keep_inputs,
             dtype=weight.dtype,
             device=weight.device,
+            sparsity=sparsity,
         )
 
     def forward(
@@ -151,6 +155,7 @@ class CausalTransformer(nn.Module):
         text: Tensor,  # [B, L, text_dim]
         control_features: Tensor | None = None,  # [B, F' * h * w, dim]
         stream: Stream | None = None,
+        sparsity: Sparsity | None = None,
     ) -> Tensor:
         """Predict the flow of a clip.
 
@@ -161,6 +166,7 @@ class CausalTransformer(nn.Module):
             control_features: added to the embedded patches.
             stream: `None` lets every token see every other. A stream lets a chunk see the sink, its window and itself,
                 at the positions and with the arithmetic that `step` has over a cache.
+            sparsity: with a stream, which blocks of attention are computed; `None` is all.
 
         Returns:
             [B, C, F, H, W].
@@ -170,7 +176,7 @@ class CausalTransformer(nn.Module):
         """
         grid = self.token_grid(latents)
         tokens = self._embed(latents, control_features, grid)
-        mix = self._everywhere(grid) if stream is None else self._causal(stream, grid)
+        mix = self._everywhere(grid) if stream is None else self._causal(stream, grid, sparsity)
         out = self._run(tokens, self._frame_timesteps(timesteps, grid), self._embed_text(text, len(latents)), mix)
         return self._unpatch(out, grid)
 
@@ -183,6 +189,7 @@ class CausalTransformer(nn.Module):
         stream: Stream,
         control_features: Tensor | None = None,  # [B, F' * h * w, dim]
         clean_timestep: float = 0.0,
+        sparsity: Sparsity | None = None,
     ) -> Tensor:
         """Predict the flow of every chunk with the clean frames before it as its history, in one pass.
 
@@ -198,6 +205,7 @@ class CausalTransformer(nn.Module):
             stream: chunk, sink and window.
             control_features: of the clip's frames, for its noisy and its clean ones.
             clean_timestep: at which the clean frames are read.
+            sparsity: which blocks of attention are computed; `None` is all.
 
         Returns:
             [B, C, F, H, W], for the noisy frames.
@@ -214,7 +222,8 @@ class CausalTransformer(nn.Module):
         own = self._frame_timesteps(timesteps, grid).expand(-1, grid[0])
         times = torch.cat([torch.full_like(own[:, :history], clean_timestep), own], dim=1)
         context = self._embed_text(text, len(noisy))
-        out = self._run(torch.cat([past, tokens], dim=1), times, context, self._after_clean(stream, history))
+        mix = self._after_clean(stream, history, sparsity)
+        out = self._run(torch.cat([past, tokens], dim=1), times, context, mix)
         return self._unpatch(out[:, history * stream.tokens :], grid)
 
     def step(
@@ -388,31 +397,32 @@ class CausalTransformer(nn.Module):
 
         return mix
 
-    def _causal(self, stream: Stream, grid: tuple[int, int, int]) -> Mix:
+    def _causal(self, stream: Stream, grid: tuple[int, int, int], sparsity: Sparsity | None) -> Mix:
         """A chunk sees the sink, its window and itself."""
         self._check_stream(stream, grid)
 
         def mix(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return rollout_attention(*_for_kernels(q, k, v), stream, self.rope).to(v.dtype)
+            return attend_clip(layer, *_for_kernels(q, k, v), stream, self.rope, sparsity).to(v.dtype)
 
         return mix
 
-    def _after_clean(self, stream: Stream, history: int) -> Mix:
+    def _after_clean(self, stream: Stream, history: int, sparsity: Sparsity | None) -> Mix:
         """[clean history; noisy clip]: see `forward_teacher_forced`."""
         tokens = stream.tokens
 
         def mix(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             made, split = v.dtype, history * tokens
             q, k, v = _for_kernels(q, k, v)
-            parts = [rollout_attention(q[:, :split], k[:, :split], v[:, :split], stream, self.rope)]
+            parts = [attend_clip(layer, q[:, :split], k[:, :split], v[:, :split], stream, self.rope, sparsity)]
             frames = q.shape[1] // tokens - history
             for start in range(0, frames, stream.chunk):
                 stop = min(frames, start + stream.chunk)
                 own = range(history + start, history + stop)
                 seen = [*(frame for frame in stream.visible(start, stop) if frame < start), *own]
-                keys, values = (_frames_of(item, seen, tokens) for item in (k, v))
+                keys, values = (frames_of(item, seen, tokens) for item in (k, v))
                 queries = q[:, own.start * tokens : own.stop * tokens]
-                parts.append(attend(queries, keys, values, stream, self.rope))
+                sink = range(min(stream.sink, start))
+                parts.append(attend_chunk(layer, queries, keys, values, stream, self.rope, sparsity, sink))
             return torch.cat(parts, dim=1).to(made)
 
         return mix
@@ -426,8 +436,3 @@ def _for_kernels(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tenso
     """All in the dtype of v; a CPU's kernels know no float16."""
     dtype = torch.float32 if v.dtype == torch.float16 and not v.is_cuda else v.dtype
     return q.to(dtype), k.to(dtype), v.to(dtype)
-
-
-def _frames_of(x: Tensor, frames: list[int], tokens: int) -> Tensor:
-    """Some frames of [B, T * tokens, H, D]; neighbours are copied together."""
-    return torch.cat([x[:, frame * tokens : (frame + 1) * tokens] for frame in frames], dim=1)

@@ -137,6 +137,7 @@ def prepared_cache(teacher: VideoTeacher, config: StreamConfig) -> AttentionCach
         keep_inputs=config.switch == "recache",
         dtype=dtype,
         device=weight.device,
+        sparsity=config.sparsity,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from dreamkit.checks import one_of, require, require_integer, require_number
 from dreamkit.errors import ConfigError
 from dreamkit.video.attention_cache import SinkKind
+from dreamkit.video.sparse_attention import Sparsity
 
 Switch = Literal["recache", "interpolate"]
 MAX_GUIDANCE = 100.0
@@ -43,6 +44,8 @@ class StreamConfig:
     """Noise level at which a finished chunk is read into the cache, 0 to below 1."""
     guidance: float = 1.0
     """Classifier-free guidance s in v(0) + s (v(y) - v(0)); 1 is none, as distilled students want it."""
+    sparsity: Sparsity | None = None
+    """Which blocks of attention are computed, in any form that `Sparsity.parse` reads; `None` is all."""
     switch: Switch = "recache"
     """What a new prompt does: compute what the window remembers anew with it, or come in gradually."""
     blend_chunks: int = 4
@@ -57,6 +60,7 @@ class StreamConfig:
     """Memory for snapshots to rewind to, MB; 0 keeps only the newest that was asked for."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", Sparsity.parse(self.sparsity))
         one_of("The sink", self.sink_kind, get_args(SinkKind))
         one_of("The switch of prompts", self.switch, get_args(Switch))
         require_integer("The stream's chunk", self.chunk, 1, 10_000)

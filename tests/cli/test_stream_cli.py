@@ -76,6 +76,8 @@ def test_the_file_is_named_after_the_prompt(tmp_path, monkeypatch, capsys):
         (["--chunk", "12"], "A chunk of 12 frames does not fit into a window of 9"),
         (["--size", "big"], "--size 'big' is not understood"),
         (["--size", "18x16"], "multiples of"),
+        (["--sparsity", "keep=2"], "The sparsity's keep is 2.0"),
+        (["--sparsity", "half"], "The sparsity 'half' is not understood"),
         (["--out", "film.gif"], "film.gif is no .mp4 or .mkv"),
         (["--model", "nothing"], "There is no folder 'nothing'"),
         (["--overlap", "maybe"], "'maybe' is not known"),
@@ -170,6 +172,16 @@ def test_the_benchmark_prints_its_numbers(capsys, model):
     assert result["frames"] == 20
     assert result["overlap"] is False
     assert result["size"] == [16, 16]
+    assert (result["sparsity"], result["blocks_computed"]) == ("dense", 1.0)
+
+
+def test_the_benchmark_of_a_sparse_student(capsys):
+    words = ["bench", "stream", "--model", "tiny-random", "--frames", "20", "--json", "--overlap", "off"]
+    assert main([*words, "--sparsity", "keep=0.25,block=8"]) == 0
+    result = last_json(capsys)
+    assert (result["sparsity"], result["blocks_computed"]) == ("keep=0.25,block=8,dense_layers=0", 0.5667)
+    assert main([*words, "--sparsity", "mass=0.5"]) == 0
+    assert last_json(capsys)["blocks_computed"] is None
 
 
 def test_the_benchmark_explains_a_missing_model(capsys):
@@ -294,13 +306,15 @@ def test_a_window_enlarges_and_its_closing_is_ctrl_c(monkeypatch):
 def test_a_trained_student_is_streamed_as_its_folder_says(monkeypatch):
     from dreamkit.cli.stream import Stream, stream_config
     from dreamkit.video import students
+    from dreamkit.video.sparse_attention import Sparsity
     from dreamkit.video.stream_config import StreamConfig
 
     student = types.SimpleNamespace(name="folder", autoencoder=types.SimpleNamespace(temporal_factor=1))
-    trained = StreamConfig(size=(32, 32), chunk=2, window=5, sink=1, shift=3.0)
+    trained = StreamConfig(size=(32, 32), chunk=2, window=5, sink=1, shift=3.0, sparsity=Sparsity(keep=0.3))
     monkeypatch.setattr(students, "read_stream_config", lambda folder: trained)
     config = stream_config(Stream("a cube", window=6), student, fps=20)
     assert (config.size, config.chunk, config.window, config.sink, config.shift) == ((32, 32), 2, 6, 1, 3.0)
-    assert (config.fps, config.snapshot_mb) == (20, 0)
+    assert (config.fps, config.snapshot_mb, config.sparsity) == (20, 0, Sparsity(keep=0.3))
+    assert stream_config(Stream("a cube", sparsity="dense"), student).sparsity is None
     monkeypatch.setattr(students, "read_stream_config", lambda folder: None)
     assert stream_config(Stream("a cube"), student) == StreamConfig(snapshot_mb=0)

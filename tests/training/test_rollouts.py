@@ -1,5 +1,6 @@
 """Roll-outs in training: what a stream would have made, and gradients from the exit's calls alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from dreamkit.video.attention_cache import AttentionCache
 from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import VideoTeacher, load_video_teacher
 from dreamkit.video.rollout import denoise_chunk
+from dreamkit.video.sparse_attention import Sparsity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STREAM = Stream(2, 2, chunk=2, sink=1, window=3)
 LEVELS = (1.0, 0.75, 0.5)
+SPARSE = Sparsity(keep=0.3, block=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +41,19 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("sparsity", [None, SPARSE])
 @pytest.mark.parametrize("seed", [0, 1, 2])  # exits at each of the levels
-def test_it_is_what_a_stream_makes(teacher: VideoTeacher, networks: StudentNetworks, seed: int) -> None:
+def test_it_is_what_a_stream_makes(
+    teacher: VideoTeacher, networks: StudentNetworks, seed: int, sparsity: Sparsity | None
+) -> None:
     """The same noise through `denoise_chunk` over a cache, with the levels up to the exit."""
     text = teacher.encode_prompt(["a red ball"])
-    roller = Roller(STREAM, LEVELS)
+    roller = Roller(STREAM, LEVELS, sparsity=sparsity)
     made = roller.on_itself(networks, shape(1, 7), text, None, seeded(seed), trained=True)
     generator = seeded(seed)
     exit_at = int(torch.randint(3, (), generator=generator))
     assert float(made.levels[0, 0]) == LEVELS[exit_at]
-    cache = networks.transformer.new_cache(STREAM)
+    cache = networks.transformer.new_cache(STREAM, sparsity=sparsity)
     parts = []
     with torch.no_grad():
         for size in (2, 2, 2, 1):
@@ -86,12 +92,15 @@ def test_a_switch_of_prompts_is_a_recache(teacher: VideoTeacher, networks: Stude
     assert not torch.allclose(kept.x, switched.x)
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_the_gradient_is_that_of_the_exits_calls(teacher: VideoTeacher, networks: StudentNetworks, half: bool) -> None:
+@pytest.mark.parametrize(("half", "sparsity"), [(False, None), (True, None), (False, SPARSE)])
+def test_the_gradient_is_that_of_the_exits_calls(
+    teacher: VideoTeacher, networks: StudentNetworks, half: bool, sparsity: Sparsity | None
+) -> None:
     """Against one call by hand for each chunk on the same cache, everything else fixed; in bfloat16 about the same."""
     text = teacher.encode_prompt(["a red ball"] * 2)
     networks.half_precision = half
-    roller = Roller(STREAM, LEVELS)
+    stream = replace(STREAM, chunk=1)  # so that the second chunk leaves something out
+    roller = Roller(stream, LEVELS, sparsity=sparsity)
     made = roller.on_itself(networks, shape(2, 4), text, None, seeded(1), trained=True)
     weight = torch.randn(made.x.shape, generator=seeded(5))
     (made.x * weight).sum().backward()
@@ -101,16 +110,16 @@ def test_the_gradient_is_that_of_the_exits_calls(teacher: VideoTeacher, networks
     generator = seeded(1)
     exit_at = int(torch.randint(3, (), generator=generator))
     assert exit_at > 0  # there are calls without gradients
-    cache = networks.transformer.new_cache(STREAM, batch=2)
+    cache = networks.transformer.new_cache(stream, batch=2, sparsity=sparsity)
     total = torch.zeros(())
-    for index in range(2):
-        noise = torch.randn(3, *shape(2, 2), generator=generator)
+    for index in range(4):
+        noise = torch.randn(3, *shape(2, 1), generator=generator)
         with torch.no_grad():
             x0 = denoise_chunk_rows(networks, noise[:exit_at], text, cache)
         t = LEVELS[exit_at]
         x_t = (1 - t) * x0 + t * noise[exit_at]
         x0 = x_t - t * networks.transformer.step(x_t, torch.full((2,), 1000 * t), text, cache)
-        total = total + (x0 * weight[:, :, 2 * index : 2 * index + 2]).sum()
+        total = total + (x0 * weight[:, :, index : index + 1]).sum()
         with torch.no_grad():
             networks.transformer.step(x0, torch.zeros(2), text, cache, write=True)
     total.backward()
@@ -162,3 +171,13 @@ def test_behind_the_datas_history(teacher: VideoTeacher, networks: StudentNetwor
     later[:, :, 4:] += 1
     other = Roller(STREAM, LEVELS).on_data(networks, later, text, None, seeded(), trained=False)
     torch.testing.assert_close(other.x[:, :, :4], made.x[:, :, :4].detach())
+
+
+def test_behind_the_datas_history_some_blocks_are_seen(teacher: VideoTeacher, networks: StudentNetworks) -> None:
+    text, data = teacher.encode_prompt(["a red ball"]), torch.randn(*shape(1, 6), generator=seeded(9))
+    dense, sparse = (
+        Roller(STREAM, LEVELS, sparsity=sparsity).on_data(networks, data, text, None, seeded(), trained=False)
+        for sparsity in (None, SPARSE)
+    )
+    assert torch.equal(dense.x[:, :, :2], sparse.x[:, :, :2])  # a first chunk sees itself
+    assert not torch.allclose(dense.x[:, :, 4:], sparse.x[:, :, 4:])

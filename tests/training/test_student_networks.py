@@ -12,6 +12,7 @@ from dreamkit.objectives.causal_video import noisy_clip
 from dreamkit.training.student_networks import load_networks
 from dreamkit.video import pipeline
 from dreamkit.video.controls import Controls
+from dreamkit.video.sparse_attention import Sparsity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,14 +37,15 @@ class TestNetworks:
         tracks = torch.rand(2, frames, 3, 2, generator=generator)
         return x0, eps, levels, text, Controls(torch.randn(2, frames, 12, generator=generator), tracks)
 
-    def test_a_clean_past_is_a_cache_filled_chunk_by_chunk(self, teacher: Path) -> None:
+    @pytest.mark.parametrize("sparsity", [None, Sparsity(keep=0.3, block=2)])
+    def test_a_clean_past_is_a_cache_filled_chunk_by_chunk(self, teacher: Path, sparsity: Sparsity | None) -> None:
         """The loss of teacher forcing, frame by frame, from single chunks over a cache of the clean frames."""
         networks = load_networks(teacher, "cpu").requires_grad_(False)
         x0, eps, levels, text, controls = self.lesson(frames=8)
         stream = Stream(2, 2, chunk=2, sink=1, window=2)
         x_t = noisy_clip(x0, eps, levels)
-        got = networks(x_t, levels, text, controls, stream, x0)
-        cache = networks.transformer.new_cache(stream, batch=2)
+        got = networks(x_t, levels, text, controls, stream, x0, sparsity)
+        cache = networks.transformer.new_cache(stream, batch=2, sparsity=sparsity)
         assert networks.controls is not None
         for start in range(0, 8, 2):
             part = slice(start, start + 2)

@@ -10,6 +10,8 @@ import torch
 from tiny_video import write_pipeline, write_pool
 
 from dreamkit.errors import ConfigError, TrainingError
+from dreamkit.objectives.matching import MatchingContext
+from dreamkit.objectives.segments import TrajectoryDistributionMatching
 from dreamkit.training import video_matching
 from dreamkit.training.checkpoints import list_checkpoints
 from dreamkit.training.clip_judges import ClipCritic, ClipJudge
@@ -21,9 +23,11 @@ from dreamkit.training.video_matching import (
     motion_reward,
     train_video_matching,
 )
+from dreamkit.training.video_systems import video_system
 from dreamkit.video import pipeline
 from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import load_video_teacher
+from dreamkit.video.sparse_attention import Sparsity
 from dreamkit.video.stream import StreamSession
 from dreamkit.video.students import STREAM_KEY, load_student, read_stream_config
 
@@ -100,6 +104,8 @@ def test_every_objective_of_clips_moves_the_student(
         {"sink_kind": "ema", "sink_decay": 0.9},
         {"chunk": 3, "window": 3, "steps_per_chunk": 1},
         {"checkpointing": True},
+        {"sparsity": "keep=0.3,block=2", "before": 2},
+        {"sparsity": "mass=0.5,block=4", "history": "data"},
     ],
 )
 def test_ways_to_roll_out(world: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -126,6 +132,50 @@ def test_what_comes_out_streams(world: Path, tmp_path: Path) -> None:
     with StreamSession(load_student(str(folder)), "a red ball", frames=5, config=config) as session:
         assert len(list(session)) == 5
     assert (tmp_path / "samples-000002.png").exists()
+
+
+def test_a_sparse_student_streams_as_it_was_trained(world: Path, tmp_path: Path) -> None:
+    """And is trained on as its folder says, unless told otherwise."""
+    folder = train_video_matching(options(world, tmp_path / "first", steps=1, sparsity="keep=0.4,block=2"))
+    config = read_stream_config(folder)
+    assert config is not None
+    assert config.sparsity == Sparsity(keep=0.4, block=2)
+    assert json.loads((folder / "model_index.json").read_text())[STREAM_KEY]["sparsity"] == {
+        "keep": 0.4, "mass": None, "block": 2, "dense_layers": 0,
+    }  # fmt: skip
+    with StreamSession(load_student(str(folder)), "a red ball", frames=8, config=config) as session:
+        sparse = torch.stack([frame.pixels for frame in session])
+    dense = replace(config, sparsity=None)
+    with StreamSession(load_student(str(folder)), "a red ball", frames=8, config=dense) as session:
+        assert not torch.equal(torch.stack([frame.pixels for frame in session]), sparse)
+    assert trainer(world, tmp_path / "second", student=folder).roller.sparsity == config.sparsity
+    last = trainer(world, tmp_path / "third", student=folder, sparsity="dense")
+    assert last.roller.sparsity is None
+    exported = json.loads((last.export(tmp_path / "out") / "model_index.json").read_text())[STREAM_KEY]
+    assert "sparsity" not in exported
+
+
+def test_the_segments_of_tdm_are_the_students_steps(world: Path, tmp_path: Path) -> None:
+    one = trainer(world, tmp_path, "tdm", steps_per_chunk=4, option=("guidance=2",))
+    assert isinstance(one.objective, TrajectoryDistributionMatching)
+    assert (one.objective.segments, one.objective.shift) == (4, 5.0)
+    for number, level in enumerate(one.roller.levels):
+        context = MatchingContext(one.frozen, one.schedule, torch.Generator(), student_level=torch.tensor([level]))  # type: ignore[arg-type]
+        bottom, top = one.objective.critic_range(torch.zeros(1, 4, 2, 4, 4), context)
+        assert float(top) == pytest.approx(level)
+        assert float(bottom) == pytest.approx([*one.roller.levels, 0.001][number + 1])
+    assert trainer(world, tmp_path, "tdm", option=("segments=2", "shift=5")).objective.segments == 2
+    for option, message in (("segments=4", "segments=4 does not fit.*2 steps a chunk"), ("shift=1", "shift=1.*by 5")):
+        with pytest.raises(ConfigError, match=message):
+            trainer(world, tmp_path, "tdm", option=(option,))
+
+
+def test_the_system_blade(world: Path, tmp_path: Path) -> None:
+    system = video_system("blade")
+    one = trainer(world, tmp_path, system.objective, option=system.objective_options, **system.options)
+    assert one.roller.sparsity == Sparsity(keep=0.3, block=16)
+    assert one.objective.shared_level
+    assert all(torch.isfinite(torch.tensor(value)) for value in one.train_step().values())
 
 
 def test_a_teacher_judges_as_itself(world: Path) -> None:
@@ -189,6 +239,7 @@ def test_a_critic_that_is_lost_stops_the_training(world: Path, tmp_path: Path) -
         ({"history": "data", "before": 2}, "--before is 2"),
         ({"switches": 1.5}, "--switches is 1.5"),
         ({"critic_steps": 0}, "--critic-steps"),
+        ({"sparsity": "keep=2"}, "sparsity's keep is 2"),
     ],
 )
 def test_options_out_of_range(world: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

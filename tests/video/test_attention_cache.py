@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dreamkit.errors import ConfigError
 from dreamkit.video.attention_cache import AttentionCache, SinkKind
 from dreamkit.video.causal_transformer import CausalTransformer
+from dreamkit.video.sparse_attention import Sparsity
 
 STREAM = Stream(1, 2, chunk=2, sink=2, window=4)
 ROPE = Rope3d.split_evenly(12)
@@ -398,9 +399,12 @@ class TestWaiting:
         with pytest.raises(AssertionError, match="_local_scalar_dense"), _NoWaiting():
             torch.ones(1).item()
 
+    @pytest.mark.parametrize("sparsity", [None, Sparsity(keep=0.3, block=2), Sparsity(mass=0.5, block=3)])
     @pytest.mark.parametrize("sink", ["none", "first", "ema", "shot"])
-    def test_a_stream_never_waits_for_the_device(self, network: CausalTransformer, sink: SinkKind) -> None:
-        cache = network.new_cache(STREAM, batch=2, sink=sink, keep_inputs=True)
+    def test_a_stream_never_waits_for_the_device(
+        self, network: CausalTransformer, sink: SinkKind, sparsity: Sparsity | None
+    ) -> None:
+        cache = network.new_cache(STREAM, batch=2, sink=sink, keep_inputs=True, sparsity=sparsity)
         x, text = clip(12), prompt()
         with torch.no_grad(), _NoWaiting():
             write(network, x, text, cache)

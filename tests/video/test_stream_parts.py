@@ -49,6 +49,8 @@ def test_a_chunk_larger_than_the_window_is_refused():
         {"snapshot_every": 0},
         {"snapshot_mb": -1},
         {"sink_decay": 1.0},
+        {"sparsity": "keep=0"},
+        {"sparsity": {"block": 4}},
     ],
 )
 def test_settings_out_of_range_are_refused(options):
