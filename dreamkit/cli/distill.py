@@ -35,11 +35,11 @@ def run_image(arguments: Sequence[str]) -> int:
 
 
 def run_video(arguments: Sequence[str]) -> int:
-    """Train a causal video student, or continue its training in the same folder.
+    """Train a streaming video student, or continue its training in the same folder.
 
-    The first objectives of the recipe (teacher-forcing, diffusion-forcing, causal-consistency) learn from clips and
-    have options of their own; with `--system`, or any objective of `dreamkit objectives`, the student is matched to
-    its teacher on what it makes itself.
+    The objectives that learn from clips (teacher-forcing, diffusion-forcing, causal-consistency, and StreamDiT's
+    buffer-flow-matching and segment-distillation) have options of their own; with `--system`, or any objective of
+    `dreamkit objectives`, the student is matched to its teacher on what it makes itself.
 
     Args:
         arguments: what follows `distill video`.

@@ -1,7 +1,9 @@
-"""Trains a causal video student of a teacher: `dreamkit distill video`.
+"""Trains a streaming video student of a teacher on clips: `dreamkit distill video`.
 
-The recipe is two runs, each a folder that resumes: `teacher-forcing` (or `diffusion-forcing`) adapts the teacher's own
-weights to see the past only; `causal-consistency`, with that run's student as the teacher, makes a few steps of many.
+A recipe is two runs, each a folder that resumes. For a causal student `teacher-forcing` (or `diffusion-forcing`) adapts
+the teacher's own weights to see the past only; `causal-consistency`, with that run's student as the teacher, makes a
+few steps of many. For one that streams from a moving buffer (StreamDiT, arXiv 2507.03745) `buffer-flow-matching` adapts
+them to mixed noise levels, and `segment-distillation` makes one step of those that a buffer takes before it moves.
 The matrices are trained by Muon, the rest by AdamW, the text encoder and the autoencoder not at all.
 """
 
@@ -19,10 +21,19 @@ from torch.func import functional_call
 from dreamkit.checks import require, require_choice, require_integer, require_number
 from dreamkit.diffusion.loading import resolve_device
 from dreamkit.errors import CheckpointError, ConfigError
+from dreamkit.objectives.buffer_video import Partition, every_partition
 from dreamkit.objectives.causal_video import Distance, few_step_levels
 from dreamkit.objectives.matching import require_finite
 from dreamkit.toyworld.motion import relative_cameras
-from dreamkit.training.student_losses import OBJECTIVES, Lesson, LossSettings, Models, StudentObjective
+from dreamkit.training.student_losses import (
+    OBJECTIVES,
+    BufferObjective,
+    BufferSettings,
+    Lesson,
+    LossSettings,
+    Models,
+    StudentObjective,
+)
 from dreamkit.training.student_networks import (
     StudentNetworks,
     export_student,
@@ -44,15 +55,19 @@ FOLDER = "student"
 
 @dataclass(frozen=True)
 class StudentOptions:
-    """How to train a causal video student."""
+    """How to train a streaming video student on clips."""
 
     teacher: Path
-    """Pipeline folder of the teacher; for causal-consistency the student of a teacher-forcing run."""
+    """Pipeline folder of the teacher; for causal-consistency the student of a teacher-forcing run, for
+    segment-distillation that of a buffer-flow-matching run."""
     pool: Path
     """Folder of a pool of clips, as `dreamkit teachers train video` makes it beside its teacher."""
-    objective: Literal["teacher-forcing", "diffusion-forcing", "causal-consistency"] = "teacher-forcing"
-    """What the student learns from clips. Any other objective, and --system (causvid, self-forcing, motionstream,
-    reward-forcing, longlive), match it to its teacher on what it makes itself, and have options of their own: see
+    objective: Literal[
+        "teacher-forcing", "diffusion-forcing", "causal-consistency", "buffer-flow-matching", "segment-distillation"
+    ] = "teacher-forcing"
+    """What the student learns from clips; after the last two it streams from a moving buffer (StreamDiT). Any other
+    objective, and --system (causvid, self-forcing, motionstream, reward-forcing, longlive, blade), match it to its
+    teacher on what it makes itself, and have options of their own: see
     `dreamkit distill video --system self-forcing --help`."""
     out: Path = Path("outputs/students/video")
     """Folder of the run: checkpoints, metrics, sample grids and the finished student."""
@@ -69,28 +84,43 @@ class StudentOptions:
     accumulate: int = 1
     """Passes whose gradients make a step."""
     frames: int = 15
-    """Latent frames of a clip, at most those of the pool's. Sinks and evictions show from sink + window + chunk on."""
+    """Latent frames of a clip, at most those of the pool's. Sinks and evictions show from sink + window + chunk on. All
+    frames of a moving buffer: --reference and whole chunks."""
     chunk: int = 3
-    """Latent frames that are made together."""
+    """Latent frames that are made together; in a moving buffer those of one noise level."""
     sink: int = 3
-    """First latent frames that stay visible."""
+    """First latent frames that stay visible; a moving buffer has no sink and no window."""
     window: int = 9
     """Latent frames before a chunk that it sees besides."""
     sink_kind: SinkKind = "first"
     """What the exported student's stream keeps as its sink: none, first, ema or shot; in training ema and shot are
     first."""
     shift: float | None = None
-    """How far noise levels are moved towards more noise, the teacher's by default."""
+    """How far noise levels are moved towards more noise: by default as far as the teacher's, but in a moving buffer not
+    at all (1), as published: frames that are mostly noise tell the others little."""
     past_noise: float = 0.0
     """Largest noise level on the past in teacher-forcing and causal-consistency, 0 to 1; the student isn't told."""
     guidance: float = 4.0
-    """Guidance scale of the teacher: folded into a consistency student, proposed for sampling any other."""
+    """Guidance scale of the teacher: folded into the students of causal-consistency and segment-distillation, proposed
+    for sampling any other."""
     solver_steps: int = 32
     """Steps of the teacher from noise to a clip, a multiple of --steps-per-chunk."""
     steps_per_chunk: int = 4
     """Steps of a consistency student for a chunk."""
     distance: Distance = "huber"
     """Of consistency: huber or square."""
+    micro_steps: int = 8
+    """Steps of a moving buffer for each chunk that it shows: of a buffer-flow-matching student, and of the teacher in
+    segment-distillation, whose student takes one."""
+    reference: int = 0
+    """Finished latent frames that stay visible at the front of a moving buffer; without any, as published, it knows
+    what was shown by its noisy frames alone."""
+    partitions: tuple[int, ...] = ()
+    """Chunks that buffer-flow-matching cuts a buffer into besides ordinary clips, e.g. 1 3 5; by default every one that
+    divides it."""
+    uniform_share: float = 0.25
+    """Share of a moving buffer's samples that are ordinary clips, all frames at one noise level: from such a clip a
+    stream's first buffer is cut."""
     lr: float = 5e-4
     """Learning rate of the matrices (Muon)."""
     lr_rest: float = 5e-4
@@ -98,7 +128,7 @@ class StudentOptions:
     ema: float = 0.99
     """Decay of the averaged weights, which are exported and are the target of consistency."""
     text_dropout: float = 0.1
-    """Share of samples whose caption is emptied; not in causal-consistency."""
+    """Share of samples whose caption is emptied; not where the guidance is folded in."""
     camera_dropout: float = 0.5
     """Share of clips whose cameras are withheld."""
     track_dropout: float = 0.7
@@ -116,18 +146,39 @@ class StudentOptions:
 
     def __post_init__(self) -> None:
         require_choice("--objective", self.objective, OBJECTIVES)
-        names = ("steps", "batch", "accumulate", "frames", "chunk", "solver_steps", "steps_per_chunk")
+        names = ("steps", "batch", "accumulate", "frames", "chunk", "solver_steps", "steps_per_chunk", "micro_steps")
         require_positive(self, (*names, "checkpoint_every"))
-        for name in ("cooldown", "warmup", "sample_every", "sink"):
+        for name in ("cooldown", "warmup", "sample_every", "sink", "reference"):
             require_integer(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        for name in ("past_noise", "text_dropout", "camera_dropout", "track_dropout", "ema"):
+        for name in ("past_noise", "text_dropout", "camera_dropout", "track_dropout", "ema", "uniform_share"):
             require_number(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
         require_number("--guidance", self.guidance, 0, 100)
         require_number("--shift", self.shift, 0.01, 100)
-        require_integer("--window", self.window, self.chunk)
+        if self.buffer is None:
+            require_integer("--window", self.window, self.chunk)
         whole = self.solver_steps % self.steps_per_chunk == 0
         wanted = f"a multiple of --steps-per-chunk, {self.steps_per_chunk}"
         require("--solver-steps", whole, self.solver_steps, wanted)
+
+    @property
+    def buffer(self) -> BufferSettings | None:
+        """How a moving buffer is cut; `None` of a student without one.
+
+        Raises:
+            ConfigError: a buffer that can't be cut so.
+        """
+        if not issubclass(OBJECTIVES[self.objective], BufferObjective):
+            return None
+        rest = self.frames - self.reference
+        whole = rest > 0 and rest % self.chunk == 0
+        require("--frames", whole, self.frames, f"--reference ({self.reference}) and whole chunks of {self.chunk}")
+        for size in self.partitions:
+            divides = size >= 1 and rest % size == 0
+            require("One of --partitions", divides, size, f"divisors of the buffer's {rest} frames after --reference")
+        cuts = [Partition.cut(self.frames, size, 1, self.reference) for size in self.partitions]
+        partition = Partition.cut(self.frames, self.chunk, self.micro_steps, self.reference)
+        mixed = tuple(cuts) or every_partition(self.frames, self.reference)
+        return BufferSettings(partition, mixed, self.uniform_share)
 
 
 class StudentTrainer(Trainer):
@@ -139,7 +190,8 @@ class StudentTrainer(Trainer):
 
     Raises:
         CheckpointError: a teacher or a start that can't be read, or that don't fit one another.
-        ConfigError: a teacher that is not causal where one must be, or a pool that is empty or of other latents.
+        ConfigError: a teacher that was not taught what the objective asks of it, or a pool that is empty, of shorter
+            clips or of other latents.
     """
 
     def __init__(self, options: StudentOptions, pool: ClipPool) -> None:
@@ -163,18 +215,39 @@ class StudentTrainer(Trainer):
         grid = self.networks.transformer.token_grid(latents)
         factor = teacher.autoencoder.spatial_factor
         self.size = (latents.shape[3] * factor, latents.shape[4] * factor)
-        self.objective = self._make_objective(grid, teacher.shift if options.shift is None else options.shift)
-        if self.objective.needs_causal_teacher and read_stream_config(options.teacher) is None:
-            raise ConfigError(
-                f"The teacher in {options.teacher} was not taught to be causal.",
-                "Train a student of it with --objective teacher-forcing first, and give that one as --teacher.",
-            )
-        self.models = Models(self.networks, self._average, frozen if self.objective.needs_causal_teacher else None)
+        self.objective = self._make_objective(grid, teacher.shift)
+        self.models = Models(self.networks, self._average, frozen if self._has_teacher() else None)
 
-    def _make_objective(self, grid: tuple[int, int, int], shift: float) -> StudentObjective:
-        options = self.options
-        sink = 0 if options.sink_kind == "none" else options.sink
-        stream = Stream(*grid[1:], options.chunk, sink, options.window)
+    def _has_teacher(self) -> bool:
+        """Whether the objective asks the teacher, which then must have been taught to answer."""
+        needs_causal, needs_buffer = self.objective.needs_causal_teacher, self.objective.needs_buffer_teacher
+        if not needs_causal and not needs_buffer:
+            return False
+        folder = self.options.teacher
+        taught = read_stream_config(folder)
+        if taught is None or (taught.buffer > 0) != needs_buffer:
+            what = "denoise a moving buffer" if needs_buffer else "be causal"
+            before = "buffer-flow-matching" if needs_buffer else "teacher-forcing"
+            raise ConfigError(
+                f"The teacher in {folder} was not taught to {what}.",
+                f"Train a student of it with --objective {before} first, and give that one as --teacher.",
+            )
+        if needs_buffer:
+            most = taught.reference + taught.buffer * taught.chunk
+            frames = self.options.frames
+            require("--frames", frames <= most, frames, f"at most {most}, the buffer that the teacher was taught")
+        return True
+
+    def _make_objective(self, grid: tuple[int, int, int], teacher_shift: float) -> StudentObjective:
+        options, buffer = self.options, self.options.buffer
+        shift = options.shift
+        if buffer is None:
+            sink = 0 if options.sink_kind == "none" else options.sink
+            stream = Stream(*grid[1:], options.chunk, sink, options.window)
+            shift = teacher_shift if shift is None else shift
+        else:
+            stream = Stream(*grid[1:], options.frames, 0, options.frames)  # all frames see all
+            shift = 1.0 if shift is None else shift
         settings = LossSettings(
             stream,
             shift,
@@ -183,6 +256,7 @@ class StudentTrainer(Trainer):
             options.solver_steps,
             options.steps_per_chunk,
             options.distance,
+            buffer,
         )
         return OBJECTIVES[options.objective](settings)
 
@@ -193,7 +267,8 @@ class StudentTrainer(Trainer):
         """Clips of one pass, some without caption, cameras or tracks."""
         options = self.options
         clips = self.pool.draw(options.batch, options.frames, generator, self.shards)
-        clips = replace(clips, cameras=streamed_cameras(clips.cameras, options.chunk, options.window))
+        stream = self.objective.settings.stream
+        clips = replace(clips, cameras=streamed_cameras(clips.cameras, stream.chunk, stream.window))
         dropout = options.text_dropout if self.objective.drops_text else 0.0
         no_text = (torch.rand(options.batch, generator=generator) < dropout).tolist()
         captions = ["" if drop else text for text, drop in zip(clips.captions, no_text, strict=True)]
@@ -245,15 +320,18 @@ class StudentTrainer(Trainer):
         """How the student is streamed, for the index of its pipeline folder."""
         options, settings = self.options, self.objective.settings
         steps, guidance = self.objective.sampling
+        buffer = settings.buffer
         return StreamConfig(
             size=self.size,
             chunk=options.chunk,
-            window=options.window,
-            sink=options.sink,
-            sink_kind=options.sink_kind,
+            window=options.window if buffer is None else options.frames,
+            sink=options.sink if buffer is None else 0,
+            sink_kind=options.sink_kind if buffer is None else "none",
             times=tuple(few_step_levels(steps, 1.0)),  # a stream applies the shift itself
             shift=settings.shift,
             guidance=guidance,
+            buffer=0 if buffer is None else buffer.partition.chunks,
+            reference=0 if buffer is None else buffer.partition.reference,
         )
 
     def export(self, folder: Path) -> Path:
@@ -308,7 +386,7 @@ def train_student(
     report: Report = lambda step, metrics: None,
     tell: Tell = lambda text: None,
 ) -> Path:
-    """Train (or go on training) a causal video student.
+    """Train (or go on training) a streaming video student on clips.
 
     Args:
         options: settings; a run folder that holds checkpoints is continued.
@@ -321,7 +399,7 @@ def train_student(
     Raises:
         CheckpointError: a model or a checkpoint that can't be read or doesn't fit.
         TrainingError: a loss that is not finite.
-        ConfigError: no pool, or a teacher that is not causal where one must be.
+        ConfigError: no pool, or a teacher that was not taught what the objective asks of it.
         RunError: a file can't be written.
     """
     trainer = StudentTrainer(options, open_pool(options.pool))

@@ -1,11 +1,15 @@
-"""What a causal video student is taught, objective by objective, in the order of a recipe.
+"""What a streaming video student is taught from clips, objective by objective, in the order of two recipes.
 
-    teacher-forcing      the flow of noisy chunks under a clean past: makes a causal model of a bidirectional one
-    diffusion-forcing    the same under a past at noise levels of its own
-    causal-consistency   a few steps instead of many, the guidance inside (needs a causal teacher)
+    teacher-forcing       the flow of noisy chunks under a clean past: makes a causal model of a bidirectional one
+    diffusion-forcing     the same under a past at noise levels of its own
+    causal-consistency    a few steps instead of many, the guidance inside (needs a causal teacher)
 
-The mathematics is in `dreamkit.objectives.causal_video`; here it is asked of networks. Another objective is one more
-class in `OBJECTIVES`.
+    buffer-flow-matching  the flow of a buffer at mixed noise levels, all frames seeing all: it streams from that buffer
+    segment-distillation  one step instead of several before the buffer moves, the guidance inside (needs such a
+                          teacher)
+
+The mathematics is in `dreamkit.objectives.causal_video` and `buffer_video`; here it is asked of networks. Another
+objective is one more class in `OBJECTIVES`.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from torch import Tensor
 from dreamkit.diffusion.guidance import guide
 from dreamkit.diffusion.schedule import NoiseSchedule
 from dreamkit.errors import ConfigError
+from dreamkit.objectives.buffer_video import Partition, draw_places, draw_segments, mean_where, segment_error
 from dreamkit.objectives.causal_video import (
     Distance,
     Flow,
@@ -70,6 +75,21 @@ class Models:
 
 
 @dataclass(frozen=True)
+class BufferSettings:
+    """How buffers are cut, see `StudentOptions`.
+
+    Args:
+        partition: of the stream, with the micro steps of buffer-flow-matching and of the teacher.
+        mixed: what buffer-flow-matching draws from.
+        uniform_share: share of samples that are ordinary clips.
+    """
+
+    partition: Partition
+    mixed: tuple[Partition, ...]
+    uniform_share: float
+
+
+@dataclass(frozen=True)
 class LossSettings:
     """Numbers of the objectives, see `StudentOptions`.
 
@@ -81,6 +101,7 @@ class LossSettings:
         solver_steps: of the teacher's path.
         steps_per_chunk: of the few-step student.
         distance: between clean clips.
+        buffer: of a student that streams from one; `stream` then has all its frames for a chunk.
     """
 
     stream: Stream
@@ -90,6 +111,7 @@ class LossSettings:
     solver_steps: int = 32
     steps_per_chunk: int = 4
     distance: Distance = "huber"
+    buffer: BufferSettings | None = None
 
 
 class StudentObjective(ABC):
@@ -101,6 +123,8 @@ class StudentObjective(ABC):
 
     needs_causal_teacher: ClassVar[bool] = False
     """Whether the teacher answers chunk by chunk under a clean past."""
+    needs_buffer_teacher: ClassVar[bool] = False
+    """Whether the teacher answers for a buffer at mixed noise levels."""
     drops_text: ClassVar[bool] = True
     """Whether captions are emptied now and then, so that the student can be guided."""
 
@@ -143,6 +167,29 @@ class StudentObjective(ABC):
     def flow(self, call: Call, lesson: Lesson, past: Tensor | None) -> Flow:
         """The flow that a model sees, as a function of noisy clips and levels."""
         return lambda x, t: call(x, t, lesson.text, lesson.controls, self.settings.stream, past)
+
+    def guided(self, models: Models, lesson: Lesson, past: Tensor | None) -> Flow:
+        """The teacher's guided flow D(s): text against no text in one pass, the controls on both sides.
+
+        Raises:
+            ConfigError: there is no teacher.
+        """
+        teacher = models.teacher
+        if teacher is None:
+            raise ConfigError(f"{type(self).__name__} has no teacher to follow.", "Give one.")
+        stream, scale = self.settings.stream, self.settings.guidance
+        if scale == 1:
+            return self.flow(teacher, lesson, past)
+        text = torch.cat([lesson.text, lesson.empty.expand_as(lesson.text)])
+        controls = None if lesson.controls is None else lesson.controls.twice()
+
+        def flow(x: Tensor, t: Tensor) -> Tensor:
+            before = None if past is None else torch.cat([past, past])
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+            positive, negative = teacher(x, t, text, controls, stream, before).chunk(2)
+            return guide(positive, negative, scale)
+
+        return flow
 
 
 class DiffusionForcing(StudentObjective):
@@ -200,37 +247,74 @@ class CausalConsistency(StudentObjective):
         )  # fmt: skip
         return {"consistency": error.mean()}
 
-    def guided(self, models: Models, lesson: Lesson, past: Tensor) -> Flow:
-        """The teacher's guided flow D(s): text against no text in one pass, the controls on both sides.
-
-        Raises:
-            ConfigError: there is no teacher.
-        """
-        teacher = models.teacher
-        if teacher is None:
-            raise ConfigError("Consistency distillation has no teacher to follow.", "Give one.")
-        stream, scale = self.settings.stream, self.settings.guidance
-        if scale == 1:
-            return self.flow(teacher, lesson, past)
-        text = torch.cat([lesson.text, lesson.empty.expand_as(lesson.text)])
-        controls = None if lesson.controls is None else lesson.controls.twice()
-
-        def flow(x: Tensor, t: Tensor) -> Tensor:
-            x, t, before = (torch.cat([item, item]) for item in (x, t, past))
-            positive, negative = teacher(x, t, text, controls, stream, before).chunk(2)
-            return guide(positive, negative, scale)
-
-        return flow
-
     @property
     def sampling(self) -> tuple[int, float]:
         """A few steps; the guidance is inside."""
         return self.settings.steps_per_chunk, 1.0
 
 
+class BufferObjective(StudentObjective):
+    """Of a student that streams from a moving buffer (Kodaira et al., "StreamDiT", arXiv 2507.03745).
+
+    Raises:
+        ConfigError: settings without a buffer.
+    """
+
+    def __init__(self, settings: LossSettings) -> None:
+        super().__init__(settings)
+        if settings.buffer is None:
+            raise ConfigError(f"{type(self).__name__} has no buffer to cut.", "Say how it is cut.")
+        self.buffer = settings.buffer
+
+    def levels(self, places: Tensor, x0: Tensor) -> Tensor:
+        """Noise levels of places on the schedule, like `x0`."""
+        return NoiseSchedule.flow(self.settings.shift).sigma(places).to(x0)
+
+
+class BufferFlowMatching(BufferObjective):
+    """Flow matching over buffers, every sample cut in a way of its own; finished frames are seen and not learned."""
+
+    def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
+        """`flow`, see `flow_matching_error`; the mean over the frames that are noisy."""
+        x0, buffer = lesson.x0, self.buffer
+        levels = self.levels(draw_places(len(x0), buffer.mixed, buffer.uniform_share, generator), x0)
+        eps = self.draw_noise(x0, generator)
+        error = flow_matching_error(self.flow(models.student, lesson, None), x0, eps, levels)
+        return {"flow": mean_where(error, levels > 0)}
+
+    @property
+    def sampling(self) -> tuple[int, float]:
+        """As many guided steps as the buffer takes from its back to its front."""
+        return self.buffer.partition.steps, self.settings.guidance
+
+
+class SegmentDistillation(BufferObjective):
+    """One step of the student's for the guided micro steps of the teacher's before the buffer moves."""
+
+    needs_buffer_teacher = True
+    drops_text = False
+
+    def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
+        """`segment`, see `segment_error`; the mean over the frames that move."""
+        x0, partition = lesson.x0, self.buffer.partition
+        begin, end = draw_segments(len(x0), partition, self.buffer.uniform_share, generator)
+        steps = partition.micro_steps
+        levels = [self.levels(begin + (end - begin) * step / steps, x0) for step in range(steps + 1)]
+        eps = self.draw_noise(x0, generator)
+        student, teacher = self.flow(models.student, lesson, None), self.guided(models, lesson, None)
+        return {"segment": mean_where(segment_error(student, teacher, x0, eps, levels), levels[0] > 0)}
+
+    @property
+    def sampling(self) -> tuple[int, float]:
+        """One step for each chunk of the buffer; the guidance is inside."""
+        return self.buffer.partition.chunks, 1.0
+
+
 OBJECTIVES: dict[str, type[StudentObjective]] = {
     "teacher-forcing": TeacherForcing,
     "diffusion-forcing": DiffusionForcing,
     "causal-consistency": CausalConsistency,
+    "buffer-flow-matching": BufferFlowMatching,
+    "segment-distillation": SegmentDistillation,
 }
 """By the name on the command line."""

@@ -145,5 +145,7 @@ def export_student(networks: StudentNetworks, teacher: Path, folder: Path, strea
         settings = {name: getattr(stream, name) for name in _STREAM_FIELDS}
         if stream.sparsity is not None:  # so that a dense student's index stays what it was
             settings["sparsity"] = plain(stream.sparsity)
+        if stream.buffer:
+            settings |= {"buffer": stream.buffer, "reference": stream.reference}
         write_json(temporary / INDEX_FILE, {**index, STREAM_KEY: settings})
     return folder

@@ -1,16 +1,18 @@
-"""What a student streams, drawn: the same chunks over the same cache as `dreamkit stream` makes them."""
+"""What a student streams, drawn: the same chunks as `dreamkit stream` makes them, over a cache or from a buffer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dreamkit.toyworld.motion import relative_cameras
+from dreamkit.video.buffer_stream import new_denoiser
 from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import VideoTeacher
-from dreamkit.video.rollout import ChunkDenoiser
 from dreamkit.video.stream_config import StreamConfig
 
 _COLUMNS = 7
@@ -27,12 +29,14 @@ def sample_student(
     """Stream prompts, one after the other.
 
     Args:
-        student: a causal model.
+        student: a model that streams.
         config: of the streams.
         prompts: B sentences.
         chunks: of each stream, at least 1.
         seed: of the noise, the same for each.
-        controls: of B streams of `chunks * config.chunk` latent frames, the cameras as `streamed_cameras` has them.
+        controls: of B streams of `chunks * config.chunk` latent frames, the cameras as `streamed_cameras` has them. A
+            moving buffer looks ahead: there, of `(chunks + config.buffer - 1) * config.chunk` frames, the cameras as a
+            clip has them.
 
     Returns:
         Latents [B, C, chunks * config.chunk, h, w]; `student.decode` makes frames of them.
@@ -44,12 +48,20 @@ def sample_student(
     streams = []
     for row, prompt in enumerate(prompts):
         own = None if controls is None else controls.rows(row, row + 1)
-        denoiser = ChunkDenoiser(student, config, seed, student.encode_prompt([prompt]))
-        starts = range(0, chunks * config.chunk, config.chunk)
-        parts = (None if own is None else own.frames(start, start + config.chunk) for start in starts)
+        denoiser = new_denoiser(student, config, seed, student.encode_prompt([prompt]))
+        parts = (None if own is None else _controls_of(own, config, chunk) for chunk in range(chunks))
         with denoiser.precision():
             streams.append(torch.cat([denoiser.next(part) for part in parts], dim=2))
     return torch.cat(streams)
+
+
+def _controls_of(controls: Controls, config: StreamConfig, chunk: int) -> Controls:
+    """What a denoiser is to obey when it makes a chunk: the chunk's controls, or those of all that is in its buffer."""
+    start = chunk * config.chunk
+    if not config.buffer:
+        return controls.frames(start, start + config.chunk)
+    part = controls.frames(max(0, start - config.reference), start + config.buffer * config.chunk)
+    return part if part.camera is None else replace(part, camera=relative_cameras(part.camera))
 
 
 def draw_streams(

@@ -190,6 +190,11 @@ class VideoMatchingTrainer(MatchingTrainer):
                 f"The student in {options.student} was not taught to be causal.",
                 "Train one with --objective teacher-forcing or causal-consistency first.",
             )
+        if own.buffer:
+            raise ConfigError(
+                f"The student in {options.student} streams from a moving buffer, not over a cache.",
+                "Use --objective segment-distillation for it, or a causal student here.",
+            )
         names = ("chunk", "sink", "window", "sink_kind", "sink_decay", "sparsity")
         asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         factor = self.autoencoder.spatial_factor

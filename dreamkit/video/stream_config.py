@@ -46,6 +46,12 @@ class StreamConfig:
     """Classifier-free guidance s in v(0) + s (v(y) - v(0)); 1 is none, as distilled students want it."""
     sparsity: Sparsity | None = None
     """Which blocks of attention are computed, in any form that `Sparsity.parse` reads; `None` is all."""
+    buffer: int = 0
+    """Chunks of a moving buffer that are denoised together, see `BufferDenoiser`; 0 streams over a rolling cache.
+    `times` are then the levels that a chunk goes through, a multiple of it; the window means nothing, a sink, sparsity
+    and a level of the context there are none, and a switch by recache is one at once: there is no cache."""
+    reference: int = 0
+    """Finished frames that stay visible at the front of a moving buffer."""
     switch: Switch = "recache"
     """What a new prompt does: compute what the window remembers anew with it, or come in gradually."""
     blend_chunks: int = 4
@@ -83,3 +89,19 @@ class StreamConfig:
         require("The context's level", 0 <= self.context_time < 1, self.context_time, "a number from 0 to below 1")
         require("The sink's decay", 0 <= self.sink_decay < 1, self.sink_decay, "a number from 0 to below 1")
         require_number("The guidance", self.guidance, 0, MAX_GUIDANCE)
+        require_integer("The stream's buffer", self.buffer, 0, 10_000)
+        require_integer("The stream's reference", self.reference, 0, 10_000)
+        if self.buffer:
+            self._check_buffer()
+        else:
+            require("The reference of a stream", self.reference == 0, self.reference, "0, or a moving buffer")
+
+    def _check_buffer(self) -> None:
+        if len(self.times) % self.buffer:
+            raise ConfigError(
+                f"The {len(self.times)} noise levels can't be shared out among the {self.buffer} chunks of the buffer.",
+                "Every chunk takes as many micro steps, at least 1: use a multiple of the buffer's chunks.",
+            )
+        require("The sink of a moving buffer", self.sink == 0, self.sink, "0: it has none, but may have a reference")
+        require("The sparsity of a moving buffer", self.sparsity is None, self.sparsity, "none: all its frames see all")
+        require("The context's level", self.context_time == 0, self.context_time, "0 with a buffer: it has no cache")

@@ -4,6 +4,9 @@
 
 in two threads of its own, or all in the reader's. Commands are read between two chunks, so a chunk is made under one
 prompt and one set of controls. Both queues are bounded: a reader that stops stops everything.
+
+Over a moving buffer a prompt changes what is made from the next chunk on, while controls are those of the frames that
+enter: they are asked for some chunks ahead of the one that is shown.
 """
 
 from __future__ import annotations
@@ -13,13 +16,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreamkit.video.autoencoders import StreamDecoder
+from dreamkit.video.buffer_stream import BufferTrail, new_denoiser
+from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import VideoTeacher
-from dreamkit.video.rollout import ChunkDenoiser, DenoiserSnapshot
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.stream_controls import ControlTrail, Steering, TrailState
 from dreamkit.video.stream_metrics import StreamMeter
@@ -43,7 +48,7 @@ class StreamFrame:
 
 @dataclass(frozen=True)
 class Event:
-    """A change of prompt or controls, at the first chunk that begins at its frame or later."""
+    """A change of prompt, or of controls, at the first chunk that begins at its frame or later."""
 
     at: int | None
     """Frame of video; `None` is the next chunk."""
@@ -51,8 +56,8 @@ class Event:
     text: Tensor | None = None
     """[1, L, D] the prompt's tokens."""
     steering: Steering | None = None
-    is_live: bool = False
-    """Given while playing for the next chunk: going back to before it forgets it."""
+    given: int | None = None
+    """Frame that came next when it was given while playing, for the next chunk: going back to before it forgets it."""
 
 
 @dataclass
@@ -61,7 +66,7 @@ class Snapshot:
 
     chunk: int
     frame: int
-    denoiser: DenoiserSnapshot
+    denoiser: Any
     trail: TrailState
     prompt: str
     is_wanted: bool
@@ -173,14 +178,16 @@ class StreamEngine:
         self.config = config
         self.total = frames
         self.frames = Frames(stride, config.chunk)
-        self.denoiser = ChunkDenoiser(teacher, config, seed, text)
-        self.meter = StreamMeter(config.fps, -(-(config.sink + config.window) // config.chunk))
+        self.denoiser = new_denoiser(teacher, config, seed, text)
+        until_full = config.chunk + config.reference if config.buffer else config.sink + config.window
+        self.meter = StreamMeter(config.fps, -(-until_full // config.chunk))
         self.shelf = Shelf(config.snapshot_mb, self.denoiser.cache.bytes)
         self.shown = -1
         self._device = teacher.device
         self._autoencoder = teacher.autoencoder
         self._decoder = teacher.autoencoder.stream()
-        self._trail = ControlTrail(config.window, stride)
+        self._trail = BufferTrail(config, stride) if config.buffer else ControlTrail(config.window, stride)
+        self._lookahead = max(0, config.buffer - 1)
         self._trail.follow(steering)
         self._prompt = prompt
         self._changed = threading.Condition()
@@ -364,8 +371,10 @@ class StreamEngine:
         save = self._kept_snapshot(wants)
         with self.denoiser.precision():
             for event in self._due(chunk):
-                self._apply(event)
-            latents = self.denoiser.next(self._trail.next(self.config.chunk))
+                if event.prompt is not None and event.text is not None:
+                    self.denoiser.say(event.text)
+                    self._prompt = event.prompt
+            latents = self.denoiser.next(self._next_controls(chunk))
             self._finish_device()
         self.meter.chunk(after - first, time.perf_counter() - start)
         restore, self._restore = self._restore, None
@@ -380,11 +389,13 @@ class StreamEngine:
     def _obey(self, commands: list[Event | int]) -> None:
         """Go back, and put the other commands on the schedule."""
         for command in commands:
-            first = self.frames.first(self.denoiser.chunk)
             if isinstance(command, int):
                 self._go_back(command)
-            elif command.at is None:
-                self._schedule.append(replace(command, at=first, is_live=True))
+                continue
+            chunk = self.denoiser.chunk
+            first = self.frames.first(chunk if command.steering is None else self._entering(chunk))
+            if command.at is None:
+                self._schedule.append(replace(command, at=first, given=self.frames.first(chunk)))
             else:
                 self._schedule.append(replace(command, at=max(command.at, first)))
         if len(self._schedule) > _MAX_EVENTS:
@@ -400,7 +411,7 @@ class StreamEngine:
         self.denoiser.restore(snapshot.denoiser)
         self._trail.restore(snapshot.trail)
         self._prompt = snapshot.prompt
-        self._schedule = [event for event in self._schedule if not (event.is_live and (event.at or 0) > frame)]
+        self._schedule = [event for event in self._schedule if event.given is None or event.given <= frame]
         self._restore, self._show_from = snapshot, frame
         self._epoch += 1
 
@@ -410,13 +421,20 @@ class StreamEngine:
         before = self.frames.first(chunk - 1) if chunk else -1
         return [event for event in self._schedule if event.at is not None and before < event.at <= first]
 
-    def _apply(self, event: Event) -> None:
-        if event.prompt is not None and event.text is not None:
-            self.denoiser.say(event.text)
-            self._prompt = event.prompt
-        if event.steering is not None:
-            # A later latent frame stands for the last of its frames of video.
-            self._trail.follow(event.steering, self.frames.stride - 1 if self.denoiser.chunk else 0)
+    def _entering(self, chunk: int) -> int:
+        """The first of the chunks that enter when one is made: itself, or one ahead of it, or at first all of them."""
+        return chunk + self._lookahead if chunk else 0
+
+    def _next_controls(self, chunk: int) -> Controls | None:
+        """What the denoiser is to obey when it makes a chunk."""
+        controls = None
+        for entering in range(self._entering(chunk), chunk + self._lookahead + 1):
+            for event in self._due(entering):
+                if event.steering is not None:
+                    # A later latent frame stands for the last of its frames of video.
+                    self._trail.follow(event.steering, self.frames.stride - 1 if entering else 0)
+            controls = self._trail.next(self.config.chunk)
+        return controls
 
     def _kept_snapshot(self, is_wanted: bool) -> Snapshot | None:
         """A snapshot of this moment, where one is wanted or due."""

@@ -59,6 +59,18 @@ def test_everything_is_passed_on(job: Job, capsys: pytest.CaptureFixture[str]) -
     assert "continuing from step 3" in caught.err
 
 
+def test_a_moving_buffer(job: Job, matching: list[VideoMatchingOptions]) -> None:
+    """Learned from clips, so none of the objectives that match."""
+    words = ("--teacher", "t", "--pool", "p", "--frames", "13", "--reference", "1", "--micro-steps", "4")
+    more = ("--objective", "buffer-flow-matching", "--partitions", "1", "3", "--uniform-share", "0.3")
+    assert main(["distill", "video", *words, *more]) == 0
+    assert main(["distill", "video", *words, "--objective", "segment-distillation"]) == 0
+    base = StudentOptions(Path("t"), Path("p"), objective="segment-distillation", frames=13, reference=1, micro_steps=4)
+    mixed = replace(base, objective="buffer-flow-matching", partitions=(1, 3), uniform_share=0.3)
+    assert job.asked == [mixed, base]
+    assert matching == []
+
+
 def test_a_teacher_and_a_pool_are_enough(job: Job) -> None:
     assert main(["distill", "video", "--teacher", "t", "--pool", "p"]) == 0
     assert job.asked == [StudentOptions(Path("t"), Path("p"))]
@@ -72,6 +84,7 @@ def test_a_teacher_and_a_pool_are_enough(job: Job) -> None:
         (["--teacher", "t", "--pool", "p", "--objective", "magic"], "magic"),
         (["--teacher", "t", "--pool", "p", "--steps", "0"], "steps is 0"),
         (["--teacher", "t", "--pool", "p", "--solver-steps", "9"], "multiple of --steps-per-chunk"),
+        (["--teacher", "t", "--pool", "p", "--objective", "segment-distillation", "--frames", "14"], "--frames is 14"),
     ],
 )
 def test_mistakes(job: Job, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

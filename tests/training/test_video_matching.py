@@ -1,6 +1,7 @@
 """Distribution matching of a causal video student, on tiny random models."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,13 @@ def test_objectives_that_judge_no_clips(world: Path, tmp_path: Path, name: str) 
 def test_a_student_that_is_not_causal(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="was not taught to be causal"):
         trainer(world, tmp_path, student=world / "teacher")
+
+
+def test_a_student_of_a_moving_buffer(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "buffered"
+    shutil.copytree(world / "student", folder)
+    index = folder / "model_index.json"
+    buffered = {"size": [8, 8], "chunk": 2, "sink": 0, "sink_kind": "none", "buffer": 2, "times": [1.0, 0.5]}
+    index.write_text(json.dumps({**json.loads(index.read_text()), STREAM_KEY: buffered}))
+    with pytest.raises(ConfigError, match="streams from a moving buffer"):
+        trainer(world, tmp_path, student=folder)

@@ -166,7 +166,9 @@ def _stream_config(folder: Path) -> StreamConfig:
 
 
 def _calls(config: StreamConfig) -> int:
-    return (len(config.times) + 1) * (1 if config.guidance == 1 else 2)
+    # A moving buffer goes through its levels side by side, and fills no cache.
+    calls = len(config.times) // config.buffer if config.buffer else len(config.times) + 1
+    return calls * (1 if config.guidance == 1 else 2)
 
 
 def _traits(config: StreamConfig, options: Mapping[str, Any]) -> Traits:
