@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +34,7 @@ from dreamkit.video.causal_transformer import CausalTransformer
 from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import VideoTeacher, shifted
 from dreamkit.video.rollout import ChunkDenoiser, chunk_noise, latent_size
+from dreamkit.video.spoken_text import SpokenState, SpokenText
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.stream_controls import ControlTrail, TrailState
 
@@ -144,22 +145,12 @@ class MovingBuffer:
 
 
 @dataclass(frozen=True)
-class _Blend:
-    """A prompt on its way in."""
-
-    before: Tensor
-    after: Tensor
-    done: int
-
-
-@dataclass(frozen=True)
 class BufferSnapshot:
     """All that the next chunk depends on."""
 
     chunk: int
     latents: Tensor | None
-    text: Tensor
-    blend: _Blend | None
+    text: SpokenState
 
 
 class BufferDenoiser:
@@ -193,9 +184,8 @@ class BufferDenoiser:
         self._shape = (1, teacher.autoencoder.channels, config.chunk, height, width)
         kept = config.reference + (config.buffer - 1) * config.chunk
         self.cache = MovingBuffer((*self._shape[:2], kept, height, width))
-        self._null = teacher.encode_prompt([""]) if config.guidance != 1 else None
-        self._text = self._rows(text)
-        self._blend: _Blend | None = None
+        null = teacher.encode_prompt([""]) if config.guidance != 1 else None
+        self._text = SpokenText(text.to(teacher.device), null, config.blend_chunks)
 
     def precision(self) -> AbstractContextManager[object]:
         """What to make chunks in: the same casts of the weights serve as long as one is open."""
@@ -217,7 +207,7 @@ class BufferDenoiser:
             ConfigError: controls of another number of frames.
         """
         size, count = self.config.chunk, self.config.buffer
-        text = self._next_text()
+        text = self._text.next()
         begins = self.cache.latents is None
         noise = [self._noise(chunk) for chunk in range(self.chunk + (0 if begins else count - 1), self.chunk + count)]
         x = torch.cat(noise if self.cache.latents is None else [self.cache.latents, *noise], dim=2)
@@ -242,20 +232,16 @@ class BufferDenoiser:
         Args:
             text: [1, L, D].
         """
-        after = self._rows(text)
-        if self.config.switch == "interpolate" and self.chunk > 0:
-            self._blend = _Blend(self._text, after, 0)
-        else:
-            self._text, self._blend = after, None
+        gradually = self.config.switch == "interpolate" and self.chunk > 0
+        self._text.say(text.to(self.teacher.device), gradually)
 
     def snapshot(self) -> BufferSnapshot:
         """The state; what it holds is never changed in place."""
-        return BufferSnapshot(self.chunk, self.cache.latents, self._text, self._blend)
+        return BufferSnapshot(self.chunk, self.cache.latents, self._text.state)
 
     def restore(self, snapshot: BufferSnapshot) -> None:
         """Go back to a snapshot of this stream, bit for bit."""
-        self.chunk, self.cache.latents = snapshot.chunk, snapshot.latents
-        self._text, self._blend = snapshot.text, snapshot.blend
+        self.chunk, self.cache.latents, self._text.state = snapshot.chunk, snapshot.latents, snapshot.text
 
     def _noise(self, chunk: int) -> Tensor:
         return chunk_noise(self.seed, chunk, 1, self._shape)[0].to(self.teacher.device)
@@ -274,23 +260,6 @@ class BufferDenoiser:
                 x = self._step(x, before.expand(frames), after.expand(frames), text, features)
             parts.insert(0, x[:, :, start - size : start])
         return torch.cat(parts, dim=2)
-
-    def _rows(self, text: Tensor) -> Tensor:
-        text = text.to(self.teacher.device)
-        if self._null is None:
-            return text
-        require("The prompt's tokens", text.shape == self._null.shape, list(text.shape), f"{list(self._null.shape)}")
-        return torch.cat([text, self._null])
-
-    def _next_text(self) -> Tensor:
-        blend = self._blend
-        if blend is not None:
-            done = blend.done + 1
-            arrived = done >= self.config.blend_chunks
-            share = done / self.config.blend_chunks
-            self._text = blend.after if arrived else torch.lerp(blend.before, blend.after, share)
-            self._blend = None if arrived else replace(blend, done=done)
-        return self._text
 
 
 @dataclass(frozen=True)

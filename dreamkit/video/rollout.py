@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from dreamkit.video.attention_cache import AttentionCache, CacheSnapshot
 from dreamkit.video.causal_transformer import CausalTransformer
 from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import VideoTeacher, shifted
+from dreamkit.video.spoken_text import SpokenState, SpokenText
 from dreamkit.video.stream_config import StreamConfig
 
 
@@ -163,22 +164,12 @@ def token_size(teacher: VideoTeacher, size: tuple[int, int]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class _Blend:
-    """A prompt on its way in."""
-
-    before: Tensor
-    after: Tensor
-    done: int
-
-
-@dataclass(frozen=True)
 class DenoiserSnapshot:
     """A copy of all that the next chunk depends on."""
 
     chunk: int
     cache: CacheSnapshot | None
-    text: Tensor
-    blend: _Blend | None
+    text: SpokenState
 
 
 class ChunkDenoiser:
@@ -204,9 +195,8 @@ class ChunkDenoiser:
         self.chunk = 0
         height, width = latent_size(teacher, config.size)
         self.shape = (1, teacher.autoencoder.channels, config.chunk, height, width)
-        self._null = teacher.encode_prompt([""]) if config.guidance != 1 else None
-        self._text = self._rows(text)
-        self._blend: _Blend | None = None
+        null = teacher.encode_prompt([""]) if config.guidance != 1 else None
+        self._text = SpokenText(text.to(teacher.device), null, config.blend_chunks)
 
     def precision(self) -> AbstractContextManager[object]:
         """What to make chunks in: the same casts of the weights serve as long as one is open."""
@@ -230,7 +220,7 @@ class ChunkDenoiser:
         count = len(self.times) + (context > 0)
         noise = chunk_noise(self.seed, self.chunk, count, self.shape).to(device)
         features = self.teacher.features(controls, noise[0])
-        text = self._next_text()
+        text = self._text.next()
         arguments = (text, self.cache, features, self.config.guidance)
         x0 = denoise_chunk(network, noise[: len(self.times)], self.times, *arguments)
         seen = x0 if context == 0 else (1 - context) * x0 + context * noise[-1]
@@ -245,17 +235,14 @@ class ChunkDenoiser:
         Args:
             text: [1, L, D].
         """
-        after = self._rows(text)
-        if self.config.switch == "interpolate" and self.chunk > 0:
-            self._blend = _Blend(self._text, after, 0)
-            return
-        self._text, self._blend = after, None
+        gradually = self.config.switch == "interpolate" and self.chunk > 0
+        after = self._text.say(text.to(self.teacher.device), gradually)
         if self.config.switch == "recache":
             self.teacher.network.recache(after, self.cache, timestep=1000 * self.config.context_time)
 
     def snapshot(self) -> DenoiserSnapshot:
         """Copy the state; of a stream that has not begun it takes no memory."""
-        return DenoiserSnapshot(self.chunk, self.cache.snapshot() if self.chunk else None, self._text, self._blend)
+        return DenoiserSnapshot(self.chunk, self.cache.snapshot() if self.chunk else None, self._text.state)
 
     def restore(self, snapshot: DenoiserSnapshot) -> None:
         """Go back to a snapshot of this stream, bit for bit."""
@@ -263,21 +250,4 @@ class ChunkDenoiser:
             self.cache.reset()
         else:
             self.cache.restore(snapshot.cache)
-        self.chunk, self._text, self._blend = snapshot.chunk, snapshot.text, snapshot.blend
-
-    def _rows(self, text: Tensor) -> Tensor:
-        text = text.to(self.teacher.device)
-        if self._null is None:
-            return text
-        require("The prompt's tokens", text.shape == self._null.shape, list(text.shape), f"{list(self._null.shape)}")
-        return torch.cat([text, self._null])
-
-    def _next_text(self) -> Tensor:
-        blend = self._blend
-        if blend is not None:
-            done = blend.done + 1
-            arrived = done >= self.config.blend_chunks
-            share = done / self.config.blend_chunks
-            self._text = blend.after if arrived else torch.lerp(blend.before, blend.after, share)
-            self._blend = None if arrived else replace(blend, done=done)
-        return self._text
+        self.chunk, self._text.state = snapshot.chunk, snapshot.text
