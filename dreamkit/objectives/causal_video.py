@@ -124,6 +124,52 @@ def flow_matching_error(predict: Flow, x0: Tensor, eps: Tensor, levels: Tensor) 
     return (made - (eps - x0)).square().mean(dim=(1, 3, 4))
 
 
+def frame_distance(made: Tensor, goal: Tensor, distance: Distance = "huber") -> Tensor:
+    """How far clips [B, C, F, H, W] are apart in every frame, [B, F].
+
+    With m the mean square over a frame: sqrt(m + c^2) - c, c = 0.00054 ("huber"), or m ("square").
+
+    Raises:
+        ConfigError: an unknown distance.
+    """
+    one_of("The distance", distance, get_args(Distance))
+    square = (made - goal).square().mean(dim=(1, 3, 4))
+    return square if distance == "square" else (square + _HUBER**2).sqrt() - _HUBER
+
+
+def neighbouring_clips(
+    student: Flow,
+    average: Flow,
+    teacher: Flow,
+    x0: Tensor,  # [B, C, F, H, W]
+    eps: Tensor,  # [B, C, F, H, W]
+    levels: Tensor,  # [B, F]
+    lower: Tensor,  # [B, F]
+) -> tuple[Tensor, Tensor]:
+    """The clean clips to which two neighbours on a path of the teacher's lead, see `consistency_error`.
+
+        x_t = (1 - t) x0 + t eps,   x_s = x_t + (s - t) v_teacher(x_t, t)
+        made = x_t - t v_student(x_t, t),   goal = x_s - s v_average(x_s, s)
+
+    Args:
+        student: has gradients.
+        average: the student's weights averaged over time; without gradients.
+        teacher: causal, guided; without gradients.
+        x0: clean clips.
+        eps: standard normal noise.
+        levels: t in [0, 1], equal within a chunk.
+        lower: s in [0, t].
+
+    Returns:
+        made and goal, [B, C, F, H, W] each.
+    """
+    x_t = noisy_clip(x0, eps, levels)
+    with torch.no_grad():
+        x_s = euler_step(x_t, teacher(x_t, levels), levels, lower)
+        goal = clean_clip(x_s, average(x_s, lower), lower)
+    return clean_clip(x_t, student(x_t, levels), levels), goal
+
+
 def consistency_error(
     student: Flow,
     average: Flow,
@@ -142,8 +188,7 @@ def consistency_error(
     At s = 0 the right side is x_s itself, so by induction over the grid the fixed point leads every x_t to where the
     teacher's Euler solver takes it (Song et al., "Consistency Models", arXiv 2303.01469; with guidance inside of
     v_teacher: Luo et al., "Latent Consistency Models", arXiv 2310.04378). All three see the same clean past, so the
-    paths are those of a chunk given its past, which is what a stream is made of. With m the mean square over a frame, d
-    is sqrt(m + c^2) - c, c = 0.00054 ("huber"), or m ("square").
+    paths are those of a chunk given its past, which is what a stream is made of.
 
     Args:
         student: has gradients.
@@ -153,7 +198,7 @@ def consistency_error(
         eps: standard normal noise.
         levels: t in [0, 1], equal within a chunk.
         lower: s in [0, t].
-        distance: d.
+        distance: d, see `frame_distance`.
 
     Returns:
         [B, F].
@@ -161,11 +206,4 @@ def consistency_error(
     Raises:
         ConfigError: an unknown distance.
     """
-    one_of("The distance", distance, get_args(Distance))
-    x_t = noisy_clip(x0, eps, levels)
-    with torch.no_grad():
-        x_s = euler_step(x_t, teacher(x_t, levels), levels, lower)
-        goal = clean_clip(x_s, average(x_s, lower), lower)
-    made = clean_clip(x_t, student(x_t, levels), levels)
-    square = (made - goal).square().mean(dim=(1, 3, 4))
-    return square if distance == "square" else (square + _HUBER**2).sqrt() - _HUBER
+    return frame_distance(*neighbouring_clips(student, average, teacher, x0, eps, levels, lower), distance)

@@ -25,7 +25,8 @@ class TimestepSchedule:
 
     At progress p in [0, 1] the level is drawn from U[t(p) - jitter(p), t(p) + jitter(p)], clipped to [t_min, t_max],
     with t(p) falling along `level` or, for `order="dreamtime"`, as DreamTime has it (see `dreamtime_level`). A constant
-    `level` of 0.5 with jitter 0.48 is the classic U[0.02, 0.98]; `NAMED` has this and the other usual ones.
+    `level` of 0.5 with jitter 0.48 is the classic U[0.02, 0.98]; `NAMED` has this and the other usual ones. What is
+    drawn may be moved to the nearest of a few `levels`: a student of few steps knows no others.
     """
 
     level: Schedule = field(default_factory=lambda: Schedule(0.0, 0.98, 0.08, 1.0))
@@ -33,11 +34,14 @@ class TimestepSchedule:
     jitter: Schedule = field(default_factory=lambda: Schedule.constant(0.02))
     """Half width of the range that a step draws from, over the run."""
     t_min: float = 0.02
-    """Smallest noise level."""
+    """Smallest noise level that is drawn."""
     t_max: float = 0.98
-    """Largest noise level."""
+    """Largest noise level that is drawn."""
     order: Order = "level"
     """What sets the centre: level, or dreamtime."""
+    levels: tuple[float, ...] = ()
+    """The only noise levels to ask at, each in (0, 1): the nearest to what is drawn; none for any. Further levels that
+    an objective derives from this one (cds, ism, tsm, asd, csm, sdi) are not moved."""
 
     def __post_init__(self) -> None:
         numbers = all(isinstance(value, int | float) for value in (self.t_min, self.t_max))
@@ -49,6 +53,8 @@ class TimestepSchedule:
                 raise ConfigError(f"A jitter of {value} is not in [0, 1].", "Use 0.02, or 0 for none.")
         if self.order not in get_args(Order):
             raise ConfigError(f"The order {self.order!r} of noise levels is not known.", "Use level or dreamtime.")
+        if not (isinstance(self.levels, tuple) and all(map(_is_level, self.levels))):
+            raise ConfigError(f"levels is {self.levels!r}.", "Use a list of numbers in (0, 1), or [] for any level.")
 
     @classmethod
     def parse(cls, value: TimestepSchedule | str | Mapping[str, Any]) -> TimestepSchedule:
@@ -69,10 +75,14 @@ class TimestepSchedule:
                 f"Use a name ({', '.join(NAMED)}) or the fields {', '.join(cls.__dataclass_fields__)}.",
             )
         schedules = {name: Schedule.parse(value[name]) for name in ("level", "jitter") if name in value}
-        return cls(**{**value, **schedules})
+        levels = value.get("levels", ())
+        return cls(**{**value, **schedules, "levels": tuple(levels) if isinstance(levels, list) else levels})
 
     def sample(self, count: int, context: ObjectiveContext) -> Tensor:
-        """Noise levels of one step, [count] float64 on the teacher's device, stratified over the batch."""
+        """Noise levels of one step, [count] float64 on the teacher's device, stratified over the batch.
+
+        With `levels` they are the nearest ones, the first listed of two that are as near.
+        """
         strata = (torch.arange(count) + torch.rand(count, generator=context.generator, dtype=torch.float64)) / count
         order = torch.randperm(count, generator=context.generator)
         if self.order == "dreamtime":
@@ -80,7 +90,16 @@ class TimestepSchedule:
         else:
             centre = self.level.at(context.progress, context.total)
         t = centre + self.jitter.at(context.progress, context.total) * (2 * strata[order] - 1)
-        return t.clamp(self.t_min, self.t_max).to(context.teacher.device)
+        t = t.clamp(self.t_min, self.t_max)
+        if self.levels:
+            known = torch.tensor(self.levels, dtype=torch.float64)
+            t = known[(t[:, None] - known).abs().argmin(dim=1)]
+        return t.to(context.teacher.device)
+
+
+def _is_level(value: object) -> bool:
+    """Whether a value is a noise level between no noise and nothing else."""
+    return isinstance(value, int | float) and 0 < value < 1
 
 
 def dreamtime_level(schedule: NoiseSchedule, progress: float, t_min: float, t_max: float) -> float:

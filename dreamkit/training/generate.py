@@ -28,7 +28,16 @@ from dreamkit.training.deliver import render_films, render_scene, score_scene
 from dreamkit.training.fit import FitTrainer
 from dreamkit.training.fit_settings import fit_settings, is_fit
 from dreamkit.training.particles import scene_from_state
-from dreamkit.training.presets import is_toy, knows, preset, with_options, with_overrides
+from dreamkit.training.presets import (
+    asked_at,
+    for_student,
+    is_toy,
+    knows,
+    preset,
+    taught_levels,
+    with_options,
+    with_overrides,
+)
 from dreamkit.training.scene import SceneTrainer, make_objective, settings_from_config
 from dreamkit.training.settings import EMBEDDED, SceneChoice, SceneSettings, scene_kind
 from dreamkit.training.stages import StagedTrainer, joined, make_trainer, parse_stages, stage_at
@@ -97,10 +106,11 @@ def settings_for(options: GenerateOptions, teacher: Teacher | None = None) -> Sc
 
     Args:
         options: what was asked for.
-        teacher: the one they name, which presets depend on; by default what its name tells.
+        teacher: the one they name, which presets depend on; by default what its name tells. A student of few steps is
+            asked at its own levels, without guidance, where the options don't say otherwise.
 
     Raises:
-        DreamkitError: a bad prompt, an unknown name, a value out of range.
+        DreamkitError: a bad prompt, an unknown name, a value out of range, or a student that can't judge a scene.
     """
     prompt = clean_prompt(options.prompt)
     negative = clean_prompt(options.negative, allow_empty=True)
@@ -110,6 +120,7 @@ def settings_for(options: GenerateOptions, teacher: Teacher | None = None) -> Sc
     named = asdict(options) | {"prompt": prompt, "negative": negative}
     toy = options.teacher == EMBEDDED if teacher is None else is_toy(teacher)
     reads = teacher is not None and teacher.reads_pictures
+    levels = taught_levels(teacher)
     name, scene, objective = named.pop("preset"), named.pop("scene"), named.pop("objective")
     named.pop("out")
     changes, text = named.pop("options"), named.pop("stages")
@@ -119,12 +130,13 @@ def settings_for(options: GenerateOptions, teacher: Teacher | None = None) -> Sc
     stages = []
     for index, (kind, method, steps) in enumerate(kinds):
         base = preset(name, method, toy, kind, later=index > 0, held=anchors.is_set, pictures=reads)
-        base = with_overrides(base, **named)
+        base = with_overrides(for_student(base) if levels else base, **named)
         stages.append(base if steps is None else replace(base, steps=steps))
     for option in changes:
         if not any(knows(stage, option) for stage in stages):
             with_options(stages[0], [option])  # which says what is wrong with it
     settled = [with_options(stage, [option for option in changes if knows(stage, option)]) for stage in stages]
+    settled = [asked_at(stage, levels, changes) for stage in settled]
     for stage in settled:
         make_objective(stage)
     return joined(settled)

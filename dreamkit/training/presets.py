@@ -1,12 +1,13 @@
 """Settings by name: what gives a good asset without a flag, for each objective; and what a user changes about them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
 from dreamkit.checks import nearest_first
 from dreamkit.config import Schedule
+from dreamkit.diffusion.students import NetworkStudent
 from dreamkit.diffusion.teacher import Teacher
 from dreamkit.errors import ConfigError
 from dreamkit.files import plain
@@ -61,6 +62,8 @@ _READS_PICTURES = (
 _REFINING = "timesteps={level: [0, 0.5, 0.04, 1], jitter: 0.03}"
 # Several pictures say what guidance would exaggerate, and give the rough shape within a few steps.
 _HELD = ("guidance=2", "timesteps={level: [0, 0.7, 0.04, 1], jitter: 0.03}")
+# A student of few steps has its teacher's guidance inside of it; at sigma_ratio its gradient is x - x0.
+_FEW_STEPS = ("guidance=1", "weighting=sigma_ratio")
 # Distillation takes hundreds of steps where a fit takes thousands: at lower rates small parts stay gray fog.
 _DENSITY = NerfConfig(
     table_rate=Schedule(0.0, 5e-2, 1e-2, 1.0, "exponential"),
@@ -80,6 +83,56 @@ _SIGNED = replace(
 def is_toy(teacher: Teacher) -> bool:
     """Whether a teacher is one of the toy world: it takes a camera and reads words."""
     return teacher.supports_camera and not teacher.reads_pictures
+
+
+def taught_levels(teacher: Teacher | None) -> tuple[float, ...]:
+    """Noise levels at which a student can judge a scene; none for any other teacher, which knows all.
+
+    A student of few steps was taught at its own levels only, and at the first of them on noise alone (see
+    `dreamkit.diffusion.students`): what it answers there says nothing about a scene.
+
+    Args:
+        teacher: of the run, if it is loaded.
+
+    Raises:
+        ConfigError: a student of one step, which has no further level.
+    """
+    if not isinstance(teacher, NetworkStudent):
+        return ()
+    levels = teacher.student.levels[1:]
+    if not levels:
+        raise ConfigError(
+            "The teacher is a student of 1 step: it was taught on noise alone and can't judge a scene.",
+            "Use a student of several steps: `dreamkit distill image --steps-per-sample 4` makes one.",
+        )
+    return levels
+
+
+def for_student(settings: SceneSettings) -> SceneSettings:
+    """A preset's settings as they suit a student of few steps: without guidance, the gradient x - x0."""
+    return with_options(settings, [option for option in _FEW_STEPS if knows(settings, option)])
+
+
+def asked_at(settings: SceneSettings, levels: tuple[float, ...], options: Sequence[str]) -> SceneSettings:
+    """The settings with a student's levels as the only ones, unless the user's options name others.
+
+    Args:
+        settings: of a stage, the options over them.
+        levels: see `taught_levels`; none changes nothing.
+        options: NAME=VALUE options of the user.
+    """
+    if not levels or not knows(settings, "timesteps=") or any(map(_names_levels, options)):
+        return settings
+    chosen = from_plain(objective_class(settings.objective), settings.objective_options).timesteps  # type: ignore[arg-type]
+    limited = plain(replace(chosen, levels=levels))
+    return replace(settings, objective_options={**settings.objective_options, "timesteps": limited})
+
+
+def _names_levels(option: str) -> bool:
+    """Whether a NAME=VALUE option says which noise levels may be asked."""
+    path, value = read_option(option)
+    named = value if path == ["timesteps"] and isinstance(value, Mapping) else ()
+    return path == ["timesteps", "levels"] or "levels" in named
 
 
 def tuned_options(objective: str, toy: bool = True) -> tuple[str, ...]:

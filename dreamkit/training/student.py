@@ -2,9 +2,10 @@
 
 A recipe is two runs, each a folder that resumes. For a causal student `teacher-forcing` (or `diffusion-forcing`) adapts
 the teacher's own weights to see the past only; `causal-consistency`, with that run's student as the teacher, makes a
-few steps of many. For one that streams from a moving buffer (StreamDiT, arXiv 2507.03745) `buffer-flow-matching` adapts
-them to mixed noise levels, and `segment-distillation` makes one step of those that a buffer takes before it moves.
-The matrices are trained by Muon, the rest by AdamW, the text encoder and the autoencoder not at all.
+few steps of many (`motion-consistency` too, which takes only motion from it). For one that streams from a moving buffer
+(StreamDiT, arXiv 2507.03745) `buffer-flow-matching` adapts them to mixed noise levels, and `segment-distillation` makes
+one step of those that a buffer takes before it moves. The matrices are trained by Muon, the rest by AdamW, the text
+encoder and the autoencoder not at all.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from dreamkit.training.student_losses import (
     Lesson,
     LossSettings,
     Models,
+    MotionConsistency,
     StudentObjective,
 )
 from dreamkit.training.student_networks import (
@@ -58,12 +60,17 @@ class StudentOptions:
     """How to train a streaming video student on clips."""
 
     teacher: Path
-    """Pipeline folder of the teacher; for causal-consistency the student of a teacher-forcing run, for
-    segment-distillation that of a buffer-flow-matching run."""
+    """Pipeline folder of the teacher; for causal-consistency and motion-consistency the student of a teacher-forcing
+    run, for segment-distillation that of a buffer-flow-matching run."""
     pool: Path
     """Folder of a pool of clips, as `dreamkit teachers train video` makes it beside its teacher."""
     objective: Literal[
-        "teacher-forcing", "diffusion-forcing", "causal-consistency", "buffer-flow-matching", "segment-distillation"
+        "teacher-forcing",
+        "diffusion-forcing",
+        "causal-consistency",
+        "motion-consistency",
+        "buffer-flow-matching",
+        "segment-distillation",
     ] = "teacher-forcing"
     """What the student learns from clips; after the last two it streams from a moving buffer (StreamDiT). Any other
     objective, and --system (causvid, self-forcing, motionstream, reward-forcing, longlive, blade), match it to its
@@ -99,16 +106,21 @@ class StudentOptions:
     """How far noise levels are moved towards more noise: by default as far as the teacher's, but in a moving buffer not
     at all (1), as published: frames that are mostly noise tell the others little."""
     past_noise: float = 0.0
-    """Largest noise level on the past in teacher-forcing and causal-consistency, 0 to 1; the student isn't told."""
+    """Largest noise level on the past in teacher-forcing and the consistencies, 0 to 1; the student isn't told."""
     guidance: float = 4.0
-    """Guidance scale of the teacher: folded into the students of causal-consistency and segment-distillation, proposed
-    for sampling any other."""
+    """Guidance scale of the teacher: folded into the students of the consistencies and of segment-distillation,
+    proposed for sampling any other."""
     solver_steps: int = 32
     """Steps of the teacher from noise to a clip, a multiple of --steps-per-chunk."""
     steps_per_chunk: int = 4
     """Steps of a consistency student for a chunk."""
     distance: Distance = "huber"
     """Of consistency: huber or square."""
+    appearance_weight: float = 1.0
+    """Of motion-consistency: weight of the distance between the student's frames and the pool's; needs a batch of 2. 0
+    leaves it out, and with it all that holds the colours of a clip as a whole."""
+    own_share: float = 0.5
+    """Of motion-consistency: share of clips that start from what the student makes itself, 0 to 1."""
     micro_steps: int = 8
     """Steps of a moving buffer for each chunk that it shows: of a buffer-flow-matching student, and of the teacher in
     segment-distillation, whose student takes one."""
@@ -150,10 +162,15 @@ class StudentOptions:
         require_positive(self, (*names, "checkpoint_every"))
         for name in ("cooldown", "warmup", "sample_every", "sink", "reference"):
             require_integer(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        for name in ("past_noise", "text_dropout", "camera_dropout", "track_dropout", "ema", "uniform_share"):
+        shares = ("past_noise", "text_dropout", "camera_dropout", "track_dropout", "ema", "uniform_share", "own_share")
+        for name in shares:
             require_number(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
         require_number("--guidance", self.guidance, 0, 100)
+        require_number("--appearance-weight", self.appearance_weight, 0, 1e6)
         require_number("--shift", self.shift, 0.01, 100)
+        if issubclass(OBJECTIVES[self.objective], MotionConsistency):
+            require_integer("--frames", self.frames, 2)
+            require_integer("--batch", self.batch, 2 if self.appearance_weight > 0 else 1)
         if self.buffer is None:
             require_integer("--window", self.window, self.chunk)
         whole = self.solver_steps % self.steps_per_chunk == 0
@@ -257,6 +274,8 @@ class StudentTrainer(Trainer):
             options.steps_per_chunk,
             options.distance,
             buffer,
+            options.appearance_weight,
+            options.own_share,
         )
         return OBJECTIVES[options.objective](settings)
 

@@ -3,13 +3,14 @@
     teacher-forcing       the flow of noisy chunks under a clean past: makes a causal model of a bidirectional one
     diffusion-forcing     the same under a past at noise levels of its own
     causal-consistency    a few steps instead of many, the guidance inside (needs a causal teacher)
+    motion-consistency    the same of motion alone, the appearance of frames from the clips (needs a causal teacher)
 
     buffer-flow-matching  the flow of a buffer at mixed noise levels, all frames seeing all: it streams from that buffer
     segment-distillation  one step instead of several before the buffer moves, the guidance inside (needs such a
                           teacher)
 
-The mathematics is in `dreamkit.objectives.causal_video` and `buffer_video`; here it is asked of networks. Another
-objective is one more class in `OBJECTIVES`.
+The mathematics is in `dreamkit.objectives.causal_video`, `motion_consistency` and `buffer_video`; here it is asked of
+networks. Another objective is one more class in `OBJECTIVES`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ from dreamkit.objectives.causal_video import (
     draw_neighbours,
     draw_positions,
     flow_matching_error,
+    neighbouring_clips,
     noisy_clip,
+)
+from dreamkit.objectives.motion_consistency import (
+    appearance_error,
+    mix_trajectories,
+    motion_error,
 )
 from dreamkit.video.controls import Controls
 
@@ -102,6 +109,8 @@ class LossSettings:
         steps_per_chunk: of the few-step student.
         distance: between clean clips.
         buffer: of a student that streams from one; `stream` then has all its frames for a chunk.
+        appearance_weight: of the frames' distance from data in motion-consistency; 0 leaves it out.
+        own_share: of clips that motion-consistency starts from what the student makes.
     """
 
     stream: Stream
@@ -112,6 +121,8 @@ class LossSettings:
     steps_per_chunk: int = 4
     distance: Distance = "huber"
     buffer: BufferSettings | None = None
+    appearance_weight: float = 1.0
+    own_share: float = 0.5
 
 
 class StudentObjective(ABC):
@@ -253,6 +264,32 @@ class CausalConsistency(StudentObjective):
         return self.settings.steps_per_chunk, 1.0
 
 
+class MotionConsistency(CausalConsistency):
+    """Consistency distillation of a causal, guided teacher's motion; what frames look like is learned from the clips.
+
+    The Motion Consistency Model (Zhai et al., arXiv 2406.06890), behind a clean past: that stays the data's where a
+    clip is the student's own, since the student made every chunk of it behind the data's.
+    """
+
+    def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
+        """`motion` and `appearance` (weighted), see `motion_error` and `appearance_error`."""
+        settings, x0 = self.settings, lesson.x0
+        places = self.draw_places(x0, generator)
+        levels, lower = (item.to(x0) for item in draw_neighbours(places, settings.solver_steps, settings.shift))
+        eps, past = self.draw_noise(x0, generator), self.past(lesson, generator)
+        own = torch.rand(len(x0), generator=generator) < settings.own_share
+        average = self.flow(models.average, lesson, past)
+        clips = mix_trajectories(average, x0, self.draw_noise(x0, generator), own.to(x0.device))
+        made, goal = neighbouring_clips(
+            self.flow(models.student, lesson, past), average, self.guided(models, lesson, past),
+            clips, eps, levels, lower,
+        )  # fmt: skip
+        terms = {"motion": motion_error(made, goal, settings.distance).mean()}
+        if settings.appearance_weight > 0:
+            terms["appearance"] = settings.appearance_weight * appearance_error(made, x0)
+        return terms
+
+
 class BufferObjective(StudentObjective):
     """Of a student that streams from a moving buffer (Kodaira et al., "StreamDiT", arXiv 2507.03745).
 
@@ -314,6 +351,7 @@ OBJECTIVES: dict[str, type[StudentObjective]] = {
     "teacher-forcing": TeacherForcing,
     "diffusion-forcing": DiffusionForcing,
     "causal-consistency": CausalConsistency,
+    "motion-consistency": MotionConsistency,
     "buffer-flow-matching": BufferFlowMatching,
     "segment-distillation": SegmentDistillation,
 }

@@ -188,7 +188,7 @@ class VideoMatchingTrainer(MatchingTrainer):
         if own is None:
             raise ConfigError(
                 f"The student in {options.student} was not taught to be causal.",
-                "Train one with --objective teacher-forcing or causal-consistency first.",
+                "Train one with --objective teacher-forcing, then causal-consistency, first.",
             )
         if own.buffer:
             raise ConfigError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from dreamkit.config import Schedule
 from dreamkit.diffusion.schedule import NoiseSchedule
 from dreamkit.errors import ConfigError
+from dreamkit.files import plain
 from dreamkit.objectives import ObjectiveContext, TimestepSchedule
 from dreamkit.objectives.timesteps import NAMED, dreamtime_level
 
@@ -79,6 +80,29 @@ class TestDraws:
         schedule = TimestepSchedule(Schedule(10, 0.9, 0.1, 20), Schedule.constant(0.0))
         drawn = [float(schedule.sample(1, plain_context(step, 40))) for step in (0, 10, 15, 20, 39)]
         assert drawn == pytest.approx([0.9, 0.9, 0.5, 0.1, 0.1])
+
+    @settings(max_examples=50)
+    @given(
+        st.lists(st.floats(0.01, 0.99), min_size=1, max_size=5),
+        st.integers(1, 17),
+        st.integers(0, 99),
+        st.integers(0, 9),
+    )
+    def test_only_the_nearest_of_its_levels(self, known: list[float], count: int, step: int, seed: int) -> None:
+        """Of the same draw, which no level changes; by hand, in Python's floats."""
+        free = TimestepSchedule(jitter=Schedule.constant(0.2))
+        few = TimestepSchedule(jitter=Schedule.constant(0.2), levels=tuple(known))
+        drawn = free.sample(count, plain_context(step, seed=seed)).tolist()
+        asked = few.sample(count, plain_context(step, seed=seed))
+        assert asked.dtype == torch.float64
+        assert asked.tolist() == [min(known, key=lambda level, t=t: abs(level - t)) for t in drawn]
+
+    def test_a_students_levels_from_the_noisiest_on(self) -> None:
+        """The usual order of a run, over the three levels that a student of four steps has besides noise."""
+        schedule = TimestepSchedule(Schedule(0.0, 0.95, 0.05, 1.0), Schedule.constant(0.0), levels=(0.75, 0.5, 0.25))
+        asked = [float(schedule.sample(1, plain_context(step))) for step in range(100)]
+        assert asked == sorted(asked, reverse=True)
+        assert [asked.count(level) for level in (0.75, 0.5, 0.25)] == [37, 27, 36]  # down to 0.625, to 0.375, to 0.05
 
     def test_same_seed_same_levels(self) -> None:
         one, two, other = (TimestepSchedule().sample(8, plain_context(seed=seed)) for seed in (3, 3, 4))
@@ -158,6 +182,17 @@ class TestParse:
         parsed = TimestepSchedule.parse({"level": [0.0, 0.9, 0.3, 1.0], "jitter": 0.1, "t_min": 0.05})
         assert parsed == TimestepSchedule(Schedule(0.0, 0.9, 0.3, 1.0), Schedule.constant(0.1), t_min=0.05)
         assert TimestepSchedule.parse(parsed) is parsed
+
+    def test_levels(self) -> None:
+        parsed = TimestepSchedule.parse({"level": 0.5, "levels": [0.75, 0.5]})
+        assert parsed == TimestepSchedule(Schedule.constant(0.5), levels=(0.75, 0.5))
+        assert TimestepSchedule.parse({"levels": []}) == TimestepSchedule.parse({"levels": ()}) == TimestepSchedule()
+        assert TimestepSchedule.parse(plain(parsed)) == parsed
+
+    @pytest.mark.parametrize("levels", [[1.0], [0.0], [0.5, "much"], "0.5", 0.5, None, [True], [float("nan")], [[0.5]]])
+    def test_what_are_none(self, levels: Any) -> None:
+        with pytest.raises(ConfigError, match="levels"):
+            TimestepSchedule.parse({"levels": levels})
 
     @pytest.mark.parametrize(
         "value",

@@ -7,9 +7,18 @@ import pytest
 
 from dreamkit.config import Schedule
 from dreamkit.errors import ConfigError
+from dreamkit.files import plain
 from dreamkit.objectives import TimestepSchedule, objective_class, objective_names
 from dreamkit.objectives.timesteps import NAMED
-from dreamkit.training.presets import PRESETS, preset, with_options, with_overrides
+from dreamkit.training.presets import (
+    PRESETS,
+    asked_at,
+    for_student,
+    preset,
+    taught_levels,
+    with_options,
+    with_overrides,
+)
 from dreamkit.training.scene import make_objective, settings_from_config
 from dreamkit.training.settings import SceneSettings
 
@@ -40,6 +49,9 @@ class TestOptionsOfTheObjective:
             ("timesteps={level: 0.5, jitter: 0.3}", "timesteps",
              TimestepSchedule(Schedule.constant(0.5), Schedule.constant(0.3))),
             ("timesteps.t_min=0.1", "timesteps", replace(NAMED["two_phase"], t_min=0.1)),
+            ("timesteps={level: 0.5, levels: [0.75, 0.5]}", "timesteps",
+             TimestepSchedule(Schedule.constant(0.5), levels=(0.75, 0.5))),
+            ("timesteps.levels=[0.25]", "timesteps", replace(NAMED["two_phase"], levels=(0.25,))),
         ],
     )  # fmt: skip
     def test_each_form(self, option: str, field: str, value: Any) -> None:
@@ -94,8 +106,6 @@ class TestOptionsOfTheRun:
         assert with_options(preset("high", "vsd"), []) == preset("high", "vsd")
 
     def test_the_run_folder_has_them(self) -> None:
-        from dreamkit.files import plain
-
         settings = changed("lambda=0.3", "critic.rank=16", "timesteps=sqrt")
         assert settings_from_config(plain(settings)) == settings
 
@@ -139,6 +149,8 @@ class TestBadOptions:
             ("timesteps.t_min=0.99", "0.99"),
             ("timesteps.t_min=low", "low"),
             ("timesteps.t_mean=0.5", "t_mean"),
+            ("timesteps.levels=0.5", "levels"),
+            ("timesteps.levels=[1]", "levels"),
             ("weighting=cubed", "cubed"),
             ("weighting=true", "True"),
             ("rescale=.nan", "nan"),
@@ -153,6 +165,41 @@ class TestBadOptions:
             changed("lambda=0.3", objective="vsd")
         assert "vsd has no option 'lambda'" in str(caught.value)
         assert "guidance" in str(caught.value)
+
+
+class TestStudents:
+    LEVELS = (0.75, 0.5, 0.25)
+
+    @pytest.mark.parametrize("toy", [True, False])
+    @pytest.mark.parametrize("name", objective_names())
+    def test_every_objective_asks_them_at_their_levels_without_guidance(self, name: str, toy: bool) -> None:
+        own = preset("draft", name, toy)
+        objective: Any = make_objective(asked_at(for_student(own), self.LEVELS, ()))
+        usual: Any = make_objective(own)
+        assert objective.timesteps == replace(usual.timesteps, levels=self.LEVELS)
+        assert (objective.guidance, objective.weighting) == (Schedule.constant(1.0), "sigma_ratio")
+
+    @pytest.mark.parametrize(
+        ("option", "levels"),
+        [
+            ("timesteps.t_min=0.1", LEVELS),
+            ("timesteps={level: 0.5, jitter: 0}", LEVELS),
+            ("timesteps=sqrt", LEVELS),
+            ("guidance=2", LEVELS),
+            ("timesteps.levels=[0.5]", (0.5,)),
+            ("timesteps={levels: [0.5]}", (0.5,)),
+            ("timesteps.levels=[]", ()),
+        ],
+    )
+    def test_the_users_levels_win_and_nothing_else_changes_them(self, option: str, levels: tuple[float, ...]) -> None:
+        settings = asked_at(changed(option), self.LEVELS, [option])
+        objective: Any = make_objective(settings)
+        assert objective == replace(made(option), timesteps=replace(made(option).timesteps, levels=levels))
+        assert settings_from_config(plain(settings)) == settings
+
+    def test_any_other_teacher_is_asked_anywhere(self) -> None:
+        assert taught_levels(None) == ()
+        assert asked_at(changed(), (), ()) == changed()
 
 
 class TestPresets:

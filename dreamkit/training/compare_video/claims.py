@@ -130,7 +130,7 @@ class Verdict:
     pairs: tuple[Pair, ...] = field(default=())
 
 
-_CLIP_TRAINED = ("teacher-forcing", "causal-consistency")
+_CLIP_TRAINED = ("teacher-forcing", "causal-consistency", "motion-consistency")
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
