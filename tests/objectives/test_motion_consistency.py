@@ -17,6 +17,7 @@ from dreamkit.objectives.causal_video import (
     consistency_error,
     draw_neighbours,
     draw_positions,
+    neighbouring_clips,
     noisy_clip,
     per_frame,
 )
