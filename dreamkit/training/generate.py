@@ -96,7 +96,15 @@ class GenerateResult:
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory this process has had, in MB (10^6 bytes)."""
+    """Largest resident memory this program has had, in MB (10^6 bytes).
+
+    Linux' ru_maxrss begins, in a process that another one started, with the other's memory; VmHWM does not.
+    """
+    from dreamkit_kernels.bench.measure import resident_mib
+
+    own = resident_mib("VmHWM")
+    if own is not None:
+        return own * 2**20 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 

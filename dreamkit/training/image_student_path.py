@@ -59,9 +59,8 @@ def _record(
     optimizer = torch.optim.AdamW(model.network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     kept = []
     for step in range(length * steps):
-        generator = torch.Generator().manual_seed(
-            (seed + 1) * 1_000_000_007 - 1 - step
-        )  # no step of the training has it
+        # No step of the training has this seed.
+        generator = torch.Generator().manual_seed((seed + 1) * 1_000_000_007 - 1 - step)
         lesson = maker.draw(generator)
         x, level = maker.make(student, lesson, generator, trained=False)
         context = MatchingContext(

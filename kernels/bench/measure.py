@@ -83,7 +83,8 @@ def median_ms(work: Pass, device: torch.device, seconds: float) -> float:
     return 1e3 * statistics.median(times)
 
 
-def _resident_mb(field: str) -> float | None:
+def resident_mib(field: str) -> float | None:
+    """A field of this process's status on Linux in MiB, such as VmRSS or VmHWM (the peak); `None` elsewhere."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -113,9 +114,9 @@ def peak_mb(work: Pass, device: torch.device) -> float | None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     except OSError:
         return None
-    before_mb = _resident_mb("VmRSS")
+    before_mb = resident_mib("VmRSS")
     work.run(prepared)
-    highest = _resident_mb("VmHWM")
+    highest = resident_mib("VmHWM")
     return None if before_mb is None or highest is None else max(0.0, highest - before_mb)
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from stream_memory import held_bytes
 
 from dreamkit.errors import ConfigError, TeacherError
 from dreamkit.video import buffer_stream
@@ -324,23 +325,6 @@ def test_going_back_plays_the_same_again(student, overlap, every):
         second = list(session)
     assert torch.equal(pixels(first)[5:], pixels(second)[:8])
     assert [frame.number for frame in second] == list(range(5, 16))
-
-
-def held_bytes(thing, seen=None):
-    """Bytes of every tensor that can be reached from a thing's attributes, each storage once."""
-    seen = set() if seen is None else seen
-    if id(thing) in seen or isinstance(thing, str | bytes | int | float | type(None) | torch.nn.Module):
-        return 0
-    seen.add(id(thing))
-    if isinstance(thing, torch.Tensor):
-        storage = thing.untyped_storage()
-        known = storage.data_ptr() in seen
-        seen.add(storage.data_ptr())
-        return 0 if known else storage.nbytes()
-    parts = list(thing.values()) if isinstance(thing, dict) else thing
-    if not isinstance(parts, list | tuple | set):
-        parts = list(getattr(thing, "__dict__", {}).values())
-    return sum(held_bytes(part, seen) for part in parts)
 
 
 def test_nothing_grows_with_the_stream(student):

@@ -6,12 +6,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
-from pathlib import Path
 
 from dreamkit.errors import RunError
 from dreamkit.training.compare_video.measures import SPEED_MEASURES
-
-_STATUS = Path("/proc/self/status")
 
 
 def measure_speed(source: str, prompt: str, frames: int, device: str) -> dict[str, float | None]:
@@ -49,6 +46,7 @@ def _alone(source: str, prompt: str, frames: int, device: str, threads: int) -> 
     import torch
 
     from dreamkit.training.compare_video.work import load_contender
+    from dreamkit.training.generate import peak_rss_mb
     from dreamkit.video.stream import StreamSession
 
     torch.set_num_threads(threads)
@@ -58,19 +56,4 @@ def _alone(source: str, prompt: str, frames: int, device: str, threads: int) -> 
             pass
         metrics, cache = session.metrics, session.tensor_bytes
     found = {name: getattr(metrics, name, None) for name in (measure.name for measure in SPEED_MEASURES)}
-    return found | {"cache_mb": cache / 1e6, "peak_rss_mb": own_peak_mb()}
-
-
-def own_peak_mb() -> float:
-    """Largest resident memory of this program, in MB (10^6 bytes).
-
-    Linux' ru_maxrss begins, in a process that another one started, with the other's memory; VmHWM does not.
-    """
-    from dreamkit.training.generate import peak_rss_mb
-
-    try:
-        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:  # no Linux
-        return peak_rss_mb()
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
-    return peak_rss_mb() if kilobytes is None else int(kilobytes) * 1024 / 1e6
+    return found | {"cache_mb": cache / 1e6, "peak_rss_mb": peak_rss_mb()}
