@@ -42,6 +42,31 @@ class SquareWorld:
         quarter = torch.nn.functional.avg_pool2d(shapes.flatten(0, 1), 4).unflatten(0, (count, length))
         return Clips(pictures, captions, poses.flatten(2), tracks, visible, [], quarter)
 
+    def sample_pairs(
+        self, count: int, generator: torch.Generator, loops: float = 0.5, frames: int | None = None
+    ) -> Clips:
+        """The same from two cameras: the first stands still, before the second the square stays where it was."""
+        clips = self.sample(count, generator, frames)
+        length = clips.frames.shape[1]
+
+        def beside(items: torch.Tensor) -> torch.Tensor:
+            """Every frame moved to the left by as much as the square has moved."""
+            return torch.stack([items[:, frame].roll(-frame, dims=-1) for frame in range(length)], dim=1)
+
+        def turns(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            return torch.stack([first, second], dim=2).flatten(1, 2)
+
+        still = clips.cameras[:, :1].expand_as(clips.cameras)
+        return Clips(
+            turns(clips.frames, beside(clips.frames)),
+            clips.captions,
+            turns(still, clips.cameras),
+            turns(clips.tracks, clips.tracks),
+            turns(clips.visible, clips.visible),
+            [],
+            turns(clips.shapes, clips.shapes),
+        )
+
 
 def build_nothing(config: MotionConfig, folder: Path, workers: int = 2) -> Path:
     """Instead of `build_motion_cache`."""

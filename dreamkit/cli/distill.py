@@ -68,7 +68,9 @@ def _match_video(system: str | None, arguments: Sequence[str]) -> int:
     chosen = VideoSystem("") if system is None else video_system(system)
     # What the system says comes first, so that what the user says wins.
     words = [f"--option={text}" for text in chosen.objective_options]
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in chosen.options.items()]
+    for name, value in chosen.options.items():
+        flag = f"--{name.replace('_', '-')}"
+        words.append(flag if value is True else f"{flag}={value}")
     objective = _asked_objective(arguments) or chosen.objective
     require_choice("--objective", objective, (*OBJECTIVES, *student_objective_names()))
     command = "distill video" if system is None else f"distill video --system {system}"

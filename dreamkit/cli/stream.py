@@ -61,6 +61,9 @@ class Stream:
     file of camera_to_world rows, 12 or 16 numbers a frame."""
     tracks: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """Where points go: a JSON list of frames, each a list of [x, y] in [0, 1] from the top left, or null."""
+    source: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """A video to film again from the --camera, beside each of its frames, by a --model that was taught to; the stream
+    ends with it."""
     model: ModelName = "embedded"
     """The causal student: the embedded one, a folder in diffusers layout, or random weights of a known shape."""
     out: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
@@ -112,6 +115,8 @@ class Stream:
                     f"--switch {at}:{prompt!r} comes too late: the video has {self.frames} frames.",
                     f"Use a frame from 0 to {self.frames - 1}, or more --frames.",
                 )
+        if self.source and self.endless:
+            raise ConfigError("--endless goes on and a --source ends.", "Leave one of them out.")
         frame_size(self.size)
 
     def switches(self) -> list[tuple[int, str]]:
@@ -176,6 +181,7 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Stream, "stream", arguments)
     command.check()
     from dreamkit.diffusion.loading import resolve_device
+    from dreamkit.video.source_video import read_video
     from dreamkit.video.stream import StreamSession
     from dreamkit.video.stream_file import check_name
     from dreamkit.video.students import frame_rate, load_student
@@ -188,7 +194,11 @@ def run(arguments: Sequence[str]) -> int:
     fps = command.fps or frame_rate(student)
     config = stream_config(command, student, fps=fps, switch=command.switch_by)
     frames = None if command.endless else command.frames
-    with StreamSession(student, command.prompt, steering, command.seed, config, frames) as session:
+    source = None
+    if command.source:
+        student.check_source(command.source)
+        source = read_video(command.source, config.size, command.frames)
+    with StreamSession(student, command.prompt, steering, command.seed, config, frames, source) as session:
         warnings = session.warnings
         for at, prompt in command.switches():
             warnings.extend(session.say(prompt, at))

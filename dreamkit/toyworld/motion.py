@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dreamkit.checks import require, require_integer
+from dreamkit.checks import require, require_integer, require_number
 from dreamkit.toyworld.captions import Thing
 from dreamkit.toyworld.motion_captions import MotionWriter, motion_content_words, motion_vocabulary
 from dreamkit.toyworld.motion_casting import Casting
@@ -85,31 +85,71 @@ class MotionWorld:
             ConfigError: no clips or no frames.
         """
         require_integer("The number of clips", count, 1)
-        frames = self.config.frames if frames is None else frames
-        require_integer("The number of frames", frames, 1)
+        frames = self._length(frames)
         times = torch.arange(frames, dtype=torch.float32)
         casting, writer = Casting(self.library, frames, generator), MotionWriter(generator)
-        scripts, captions, pictures, cameras, tracks, visible, solids = [], [], [], [], [], [], []
+        clips = []
         for _ in range(count):
             script = casting.random_script(self.hold_out)
             shot = shoot(script, self._meshes(script), times, self.config.size)
             where, seen = track(shot, self.config.points, generator)
-            scripts.append(script)
-            captions.append(writer.clip(script, name_camera=writer.chance(0.5)))
-            pictures.append(paint(shot, script, random_stage(generator)))
-            cameras.append(shot.cameras.pose)
-            tracks.append(where)
-            visible.append(seen)
-            solids.append(shapes(shot))
-        return Clips(
-            frames=torch.stack(pictures),
-            captions=captions,
-            cameras=torch.stack(cameras),
-            tracks=torch.stack(tracks),
-            visible=torch.stack(visible),
-            scripts=scripts,
-            shapes=torch.stack(solids),
-        )
+            caption = writer.clip(script, name_camera=writer.chance(0.5))
+            pictures = paint(shot, script, random_stage(generator))
+            clips.append(_Filmed(script, caption, pictures, shot.cameras.pose, where, seen, shapes(shot)))
+        return _stacked(clips)
+
+    def sample_pairs(
+        self, count: int, generator: torch.Generator, loops: float = 0.5, frames: int | None = None
+    ) -> Clips:
+        """Draw clips that two cameras film at once, for filming a video again from another camera.
+
+        The frames of the two take turns, s_0 t_0 s_1 t_1 ... (see `dreamkit.video.pairs`), so there are 2 F of them.
+        The second camera begins where the first does, and moves as it likes. In a share of the clips its way is there
+        and back, so that the last frame is seen from where the first was: loop-closed data, from which a model learns
+        to find again what it left (Xu et al., "RealCam", arXiv 2605.06051; exact here, where every view can be made).
+        The captions say nothing of cameras.
+
+        Args:
+            count: B, at least 1.
+            generator: source of every choice.
+            loops: share of the clips whose second camera comes back, 0 to 1.
+            frames: F of each camera, by default the configuration's.
+
+        Raises:
+            ConfigError: no clips, no frames or no share.
+        """
+        require_integer("The number of clips", count, 1)
+        require_number("The share of loops", loops, 0, 1)
+        frames = self._length(frames)
+        times = torch.arange(frames, dtype=torch.float32)
+        casting, writer = Casting(self.library, frames, generator), MotionWriter(generator)
+        clips = []
+        for _ in range(count):
+            script = casting.random_script(self.hold_out)
+            second = replace(script, camera=casting.second_camera(script.camera))
+            there_and_back = torch.minimum(times, times[-1] - times) if writer.chance(loops) else times
+            meshes, size, stage = self._meshes(script), self.config.size, random_stage(generator)
+            shots = [
+                shoot(script, meshes, times, size),
+                shoot(script, meshes, times, size, second.cameras(there_and_back, size)),
+            ]
+            parts = [
+                (
+                    paint(shot, script, stage),
+                    shot.cameras.pose,
+                    *track(shot, self.config.points, generator),
+                    shapes(shot),
+                )
+                for shot in shots
+            ]
+            turns = [torch.stack(items, dim=1).flatten(0, 1) for items in zip(*parts, strict=True)]
+            clips.append(_Filmed(script, writer.clip(script, name_camera=False), *turns))
+        return _stacked(clips)
+
+    def _length(self, frames: int | None) -> int:
+        frames = self.config.frames if frames is None else frames
+        require_integer("The number of frames", frames, 1)
+        return frames
 
     def script(
         self,
@@ -157,6 +197,34 @@ class MotionWorld:
 
     def _meshes(self, script: Script) -> list[ToyMesh]:
         return [self.library.mesh(mover.thing.name, mover.shape) for mover in script.movers]
+
+
+@dataclass(frozen=True)
+class _Filmed:
+    """One clip: the parts of `Clips`."""
+
+    script: Script
+    caption: str
+    frames: Tensor
+    cameras: Tensor
+    tracks: Tensor
+    visible: Tensor
+    shapes: Tensor
+
+
+def _stacked(clips: Sequence[_Filmed]) -> Clips:
+    def stack(name: str) -> Tensor:
+        return torch.stack([getattr(clip, name) for clip in clips])
+
+    return Clips(
+        frames=stack("frames"),
+        captions=[clip.caption for clip in clips],
+        cameras=stack("cameras"),
+        tracks=stack("tracks"),
+        visible=stack("visible"),
+        scripts=[clip.script for clip in clips],
+        shapes=stack("shapes"),
+    )
 
 
 def relative_cameras(

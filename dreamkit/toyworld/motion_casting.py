@@ -115,6 +115,12 @@ class Casting:
             swing=self._uniform(7, 11),
         )
 
+    def second_camera(self, first: CameraPath) -> CameraPath:
+        """A camera that orbits or dollies from where another begins (a pan begins beside what it shows)."""
+        move = self.writer.choose(CAMERA_MOVES[1:5])
+        end = self._uniform(3.0, 3.4) if move == "dollies in" else self._uniform(4.6, 5.2)
+        return replace(first, move=move, rate=self._uniform(2.0, 4.0), end_radius=end)
+
     def _mover(self, thing: Thing, motion: str, direction: str, camera: CameraPath) -> Mover:
         shape = int(torch.randint(self.library.shapes, (), generator=self.writer.generator))
         mesh = self.library.mesh(thing.name, shape)

@@ -93,11 +93,11 @@ class Shot:
 
 
 @torch.no_grad()
-def shoot(script: Script, meshes: list[ToyMesh], times: Tensor, size: int) -> Shot:
-    """Rasterise a script's objects at times [F] for frames of `size` pixels."""
+def shoot(script: Script, meshes: list[ToyMesh], times: Tensor, size: int, cameras: Camera | None = None) -> Shot:
+    """Rasterise a script's objects at times [F] for frames of `size` pixels, seen by its own cameras or others."""
     from dreamkit_kernels.mesh_rasterize import rasterize  # type: ignore[import-not-found]
 
-    cameras, poses = script.cameras(times, size), script.poses(times)
+    cameras, poses = cameras or script.cameras(times, size), script.poses(times)
     to_clip = (projection_matrix(cameras) @ cameras.view_matrix)[:, None] @ poses  # [F, K, 4, 4]
     clip = torch.cat([_transform(to_clip[:, slot], mesh.vertices) for slot, mesh in enumerate(meshes)], dim=1)
     faces, first = [], 0

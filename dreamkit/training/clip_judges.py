@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dreamkit.objectives.causal_video import clean_clip
 from dreamkit.training.student_networks import StudentNetworks
 from dreamkit.video.controls import Controls
+from dreamkit.video.pairs import interleave, sources, target_levels, targets
 
 
 class ClipCritic(nn.Module):
@@ -55,12 +56,15 @@ class ClipJudge:
         text: [B, L, D] of the prompts.
         empty: [1, L, D] of no prompt.
         controls: of the frames, relative to the clip's first.
+        source: of pairs, the clips whose source frames are shown as they are, whatever noise they come with. What is
+            predicted of them is what they are, so that no objective moves them.
     """
 
     networks: StudentNetworks
     text: Tensor
     empty: Tensor
     controls: Controls | None = None
+    source: Tensor | None = None
 
     def predict(self, x_t: Tensor, levels: Tensor) -> Tensor:
         """Clean clips x_t - t v for the prompt, [B, C, F, h, w]; levels [B] or [B, F]."""
@@ -75,6 +79,9 @@ class ClipJudge:
 
     def _clean(self, x_t: Tensor, levels: Tensor, text: Tensor, controls: Controls | None) -> Tensor:
         frames = (levels if levels.ndim == 2 else levels[:, None].expand(-1, x_t.shape[2])).to(x_t)
+        if self.source is not None:
+            shown = sources(self.source).repeat(len(x_t) // len(self.source), 1, 1, 1, 1)  # twice where two are asked
+            x_t, frames = interleave(shown, targets(x_t)), target_levels(frames)
         transformer, encoder = self.networks.transformer, self.networks.controls
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.networks.half_precision):
             features = None

@@ -16,10 +16,12 @@ import torch
 from dreamkit_kernels.stream_attention import Stream
 from torch import Tensor
 
+from dreamkit.checks import require
 from dreamkit.objectives.causal_video import clean_clip, noisy_clip
 from dreamkit.training.student_networks import StudentNetworks
 from dreamkit.video.attention_cache import AttentionCache, SinkKind
 from dreamkit.video.controls import Controls
+from dreamkit.video.pairs import interleave, target_levels, targets
 from dreamkit.video.sparse_attention import Sparsity
 
 
@@ -64,6 +66,7 @@ class Roller:
         trained: bool,
         before: int = 0,
         text_before: Tensor | None = None,  # [B, L, D]
+        source: Tensor | None = None,  # [B, C, F, h, w]
     ) -> Rollout:
         """Roll a student out on its own history.
 
@@ -76,12 +79,16 @@ class Roller:
             trained: whether gradients are wanted, through the exits' calls.
             before: chunks that come first and are not returned; they carry the cache along.
             text_before: their prompts, the same by default; at the clip's beginning the cache is computed anew.
+            source: clips that are filmed again: stream and controls are then of pairs, and so is what is returned (see
+                `dreamkit.video.pairs`). No chunks come before them.
 
         Raises:
             ConfigError: shapes that don't fit.
         """
         batch, channels, frames, height, width = shape
-        chunk, device = self.stream.chunk, text.device
+        require("The chunks before a clip that is filmed again", source is None or before == 0, before, "0")
+        step, device = 1 if source is None else 2, text.device
+        chunk = self.stream.chunk // step
         exit_at = int(torch.randint(len(self.levels), (), generator=generator))
         switches = text_before is not None and before > 0
         cache = self._new_cache(networks, batch, device, keep_inputs=switches)
@@ -96,16 +103,19 @@ class Roller:
                 made = index - before
                 size = min(chunk, frames - made * chunk) if made >= 0 else chunk
                 noise = torch.randn(len(self.levels), batch, channels, size, height, width, generator=generator)
-                own = None if controls is None or made < 0 else controls.frames(made * chunk, made * chunk + size)
+                start, stop = made * chunk, made * chunk + size
+                own = None if controls is None or made < 0 else controls.frames(step * start, step * stop)
                 features = self._features(networks, own)
+                beside = None if source is None else source[:, :, start:stop]
                 wanted = trained and made >= 0
-                x0 = self._chunk(networks, noise.to(device), current, cache, features, exit_at, wanted)
+                x0 = self._chunk(networks, noise.to(device), current, cache, features, exit_at, wanted, beside)
                 with torch.no_grad():
-                    self._call(networks, x0.detach(), 0.0, current, cache, features, write=True)
+                    self._call(networks, x0.detach(), 0.0, current, cache, features, write=True, source=beside)
                 if made >= 0:
                     parts.append(x0)
-        levels = torch.full((batch, frames), self.levels[exit_at], device=device)
-        return Rollout(torch.cat(parts, dim=2), levels)
+        x = torch.cat(parts, dim=2)
+        levels = torch.full((batch, step * frames), self.levels[exit_at], device=device)
+        return Rollout(x, levels) if source is None else Rollout(interleave(source, x), target_levels(levels))
 
     def on_data(
         self,
@@ -115,6 +125,7 @@ class Roller:
         controls: Controls | None,
         generator: torch.Generator,
         trained: bool,
+        pairs: bool = False,
     ) -> Rollout:
         """Let a student clean noisy clips of the data, every chunk at one of its levels, behind the noisy ones before.
 
@@ -125,11 +136,13 @@ class Roller:
             controls: of their frames.
             generator: source of levels and noise, on the CPU.
             trained: whether gradients are wanted.
+            pairs: whether the clips are pairs, whose source frames are clean.
         """
         batch, frames, chunk = data.shape[0], data.shape[2], self.stream.chunk
         which = torch.randint(len(self.levels), (batch, -(-frames // chunk)), generator=generator)
         grid = torch.tensor(list(self.levels), device=data.device)
         levels = grid[which.to(data.device)].repeat_interleave(chunk, dim=1)[:, :frames]
+        levels = target_levels(levels) if pairs else levels
         x_t = noisy_clip(data, torch.randn(data.shape, generator=generator).to(data), levels)
         with nullcontext() if trained else torch.no_grad():
             flow = networks(x_t, levels, text, controls, self.stream, sparsity=self.sparsity)
@@ -145,6 +158,7 @@ class Roller:
         features: Tensor | None,
         exit_at: int,
         trained: bool,
+        source: Tensor | None = None,
     ) -> Tensor:
         """The clean chunk of the call at the exit; calls before it have no gradient."""
         x0 = noise[0]
@@ -152,7 +166,7 @@ class Roller:
             t = self.levels[index]
             x_t = (1 - t) * x0 + t * noise[index] if t < 1 else noise[index]
             with nullcontext() if trained and index == exit_at else torch.no_grad():
-                x0 = x_t - t * self._call(networks, x_t, t, text, cache, features)
+                x0 = x_t - t * self._call(networks, x_t, t, text, cache, features, source=source)
         return x0
 
     def _call(
@@ -164,9 +178,14 @@ class Roller:
         cache: AttentionCache,
         features: Tensor | None,
         write: bool = False,
+        source: Tensor | None = None,
     ) -> Tensor:
         times = torch.full((len(x_t),), 1000 * t, device=x_t.device)
-        return networks.transformer.step(x_t, times, text, cache, features, write=write).to(x_t.dtype)
+        if source is not None:
+            x_t = interleave(source, x_t)
+            times = target_levels(times[:, None].expand(-1, x_t.shape[2]))
+        flow = networks.transformer.step(x_t, times, text, cache, features, write=write).to(x_t.dtype)
+        return flow if source is None else targets(flow)
 
     def _features(self, networks: StudentNetworks, controls: Controls | None) -> Tensor | None:
         if networks.controls is None or controls is None:

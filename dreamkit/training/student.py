@@ -42,12 +42,13 @@ from dreamkit.training.student_networks import (
     load_networks,
     require_alike,
 )
-from dreamkit.training.student_samples import draw_streams
+from dreamkit.training.student_samples import draw_refilmed, draw_streams
 from dreamkit.training.teacher_loop import Report, Tell, Trainer, require_positive, run_training
 from dreamkit.training.video_clips import ClipPool
 from dreamkit.training.video_teacher import GRID_PROMPTS, withhold
 from dreamkit.video.attention_cache import SinkKind
-from dreamkit.video.pipeline import load_video_teacher
+from dreamkit.video.pairs import paired_stream
+from dreamkit.video.pipeline import VideoTeacher, load_video_teacher
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.students import read_stream_config
 
@@ -73,8 +74,8 @@ class StudentOptions:
         "segment-distillation",
     ] = "teacher-forcing"
     """What the student learns from clips; after the last two it streams from a moving buffer (StreamDiT). Any other
-    objective, and --system (causvid, self-forcing, motionstream, reward-forcing, longlive, blade), match it to its
-    teacher on what it makes itself, and have options of their own: see
+    objective, and --system (causvid, self-forcing, motionstream, reward-forcing, longlive, realcam, blade), match it
+    to its teacher on what it makes itself, and have options of their own: see
     `dreamkit distill video --system self-forcing --help`."""
     out: Path = Path("outputs/students/video")
     """Folder of the run: checkpoints, metrics, sample grids and the finished student."""
@@ -228,12 +229,21 @@ class StudentTrainer(Trainer):
         self.half_precision = half
         self.text = teacher.text
         self.empty = teacher.encode_prompt([""])
+        self._require_pairs(teacher)
         latents = pool.draw(1, options.frames, torch.Generator()).latents
         grid = self.networks.transformer.token_grid(latents)
         factor = teacher.autoencoder.spatial_factor
         self.size = (latents.shape[3] * factor, latents.shape[4] * factor)
         self.objective = self._make_objective(grid, teacher.shift)
         self.models = Models(self.networks, self._average, frozen if self._has_teacher() else None)
+
+    def _require_pairs(self, teacher: VideoTeacher) -> None:
+        """Check that teacher, pool and objective agree on whether a video is filmed again."""
+        options = self.options
+        require_same_task(teacher, self.pool)
+        if self.pool.pairs and not OBJECTIVES[options.objective].takes_pairs:
+            fitting = ", ".join(name for name, objective in OBJECTIVES.items() if objective.takes_pairs)
+            raise ConfigError(f"{options.objective} can't learn from pairs.", f"Use one of {fitting}.")
 
     def _has_teacher(self) -> bool:
         """Whether the objective asks the teacher, which then must have been taught to answer."""
@@ -261,6 +271,7 @@ class StudentTrainer(Trainer):
         if buffer is None:
             sink = 0 if options.sink_kind == "none" else options.sink
             stream = Stream(*grid[1:], options.chunk, sink, options.window)
+            stream = paired_stream(stream) if self.pool.pairs else stream
             shift = teacher_shift if shift is None else shift
         else:
             stream = Stream(*grid[1:], options.frames, 0, options.frames)  # all frames see all
@@ -276,6 +287,7 @@ class StudentTrainer(Trainer):
             buffer,
             options.appearance_weight,
             options.own_share,
+            self.pool.pairs,
         )
         return OBJECTIVES[options.objective](settings)
 
@@ -287,7 +299,8 @@ class StudentTrainer(Trainer):
         options = self.options
         clips = self.pool.draw(options.batch, options.frames, generator, self.shards)
         stream = self.objective.settings.stream
-        clips = replace(clips, cameras=streamed_cameras(clips.cameras, stream.chunk, stream.window))
+        if not clips.pairs:  # whose cameras stay relative to the source's first
+            clips = replace(clips, cameras=streamed_cameras(clips.cameras, stream.chunk, stream.window))
         dropout = options.text_dropout if self.objective.drops_text else 0.0
         no_text = (torch.rand(options.batch, generator=generator) < dropout).tolist()
         captions = ["" if drop else text for text, drop in zip(clips.captions, no_text, strict=True)]
@@ -359,9 +372,31 @@ class StudentTrainer(Trainer):
             return export_student(self.networks, self.options.teacher, folder, self.stream_config())
 
     def draw_samples(self, folder: Path, picture: Path) -> None:
-        """Streams of `GRID_PROMPTS`, longer than the clips of the training."""
+        """Streams of `GRID_PROMPTS`, longer than the clips of the training; or clips of the pool filmed again."""
+        student = load_video_teacher(folder, self.device)
+        if self.pool.pairs:
+            draw_refilmed(student, self.stream_config(), self.pool, self.options.frames, picture)
+            return
         chunks = -(-self.options.frames // self.options.chunk) + 2
-        draw_streams(load_video_teacher(folder, self.device), self.stream_config(), GRID_PROMPTS, chunks, picture)
+        draw_streams(student, self.stream_config(), GRID_PROMPTS, chunks, picture)
+
+
+def require_same_task(model: VideoTeacher, pool: ClipPool) -> None:
+    """Check that a model and a pool agree on whether a video is filmed again.
+
+    Raises:
+        ConfigError: one of them knows pairs, and the other does not.
+    """
+    if pool.pairs and not model.pairs:
+        raise ConfigError(
+            f"The pool {pool.folder} holds pairs, and {model.name} was not taught to film a video again.",
+            "Give a teacher that `dreamkit teachers train video --pairs` made.",
+        )
+    if model.pairs and not pool.pairs:
+        raise ConfigError(
+            f"{model.name} films a video again, and the pool {pool.folder} holds no pairs.",
+            "Give the pool that `dreamkit teachers train video --pairs` made beside it.",
+        )
 
 
 def streamed_cameras(cameras: Tensor, chunk: int, window: int) -> Tensor:

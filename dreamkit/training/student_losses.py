@@ -44,6 +44,7 @@ from dreamkit.objectives.motion_consistency import (
     motion_error,
 )
 from dreamkit.video.controls import Controls
+from dreamkit.video.pairs import target_levels, targets
 
 Call = Callable[..., Tensor]
 """`StudentNetworks.forward`, under some weights."""
@@ -111,6 +112,7 @@ class LossSettings:
         buffer: of a student that streams from one; `stream` then has all its frames for a chunk.
         appearance_weight: of the frames' distance from data in motion-consistency; 0 leaves it out.
         own_share: of clips that motion-consistency starts from what the student makes.
+        pairs: whether the clips are pairs, see `dreamkit.video.pairs`: source frames are seen and not learned.
     """
 
     stream: Stream
@@ -123,6 +125,7 @@ class LossSettings:
     buffer: BufferSettings | None = None
     appearance_weight: float = 1.0
     own_share: float = 0.5
+    pairs: bool = False
 
 
 class StudentObjective(ABC):
@@ -138,6 +141,8 @@ class StudentObjective(ABC):
     """Whether the teacher answers for a buffer at mixed noise levels."""
     drops_text: ClassVar[bool] = True
     """Whether captions are emptied now and then, so that the student can be guided."""
+    takes_pairs: ClassVar[bool] = False
+    """Whether it can be learned from pairs, to film a video again."""
 
     def __init__(self, settings: LossSettings) -> None:
         self.settings = settings
@@ -165,6 +170,14 @@ class StudentObjective(ABC):
         """Places [B, F] on the schedule, float64 on the CPU, see `draw_positions`."""
         return draw_positions(x0.shape[0], x0.shape[2], self.settings.stream.chunk, generator)
 
+    def made(self, levels: Tensor) -> Tensor:
+        """Noise levels [B, F] of what is made: a source is clean."""
+        return target_levels(levels) if self.settings.pairs else levels
+
+    def mean(self, error: Tensor) -> Tensor:
+        """The mean of errors [B, F] over the frames that are made."""
+        return (targets(error, 1) if self.settings.pairs else error).mean()
+
     def past(self, lesson: Lesson, generator: torch.Generator) -> Tensor:
         """The frames before a chunk: clean, or with a little noise that the student is not told of.
 
@@ -172,7 +185,7 @@ class StudentObjective(ABC):
         """
         if self.settings.past_noise == 0:
             return lesson.x0
-        levels = self.settings.past_noise * self.draw_places(lesson.x0, generator).to(lesson.x0)
+        levels = self.made(self.settings.past_noise * self.draw_places(lesson.x0, generator).to(lesson.x0))
         return noisy_clip(lesson.x0, self.draw_noise(lesson.x0, generator), levels)
 
     def flow(self, call: Call, lesson: Lesson, past: Tensor | None) -> Flow:
@@ -206,6 +219,8 @@ class StudentObjective(ABC):
 class DiffusionForcing(StudentObjective):
     """Flow matching, a noise level for every chunk, behind a past that is as noisy as its own levels say."""
 
+    takes_pairs = True
+
     def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
         """`flow`, see `flow_matching_error`."""
         return self._matching(lesson, models, None, generator)
@@ -219,10 +234,10 @@ class DiffusionForcing(StudentObjective):
         self, lesson: Lesson, models: Models, past: Tensor | None, generator: torch.Generator
     ) -> dict[str, Tensor]:
         places = self.draw_places(lesson.x0, generator)
-        levels = NoiseSchedule.flow(self.settings.shift).sigma(places).to(lesson.x0)
+        levels = self.made(NoiseSchedule.flow(self.settings.shift).sigma(places).to(lesson.x0))
         eps = self.draw_noise(lesson.x0, generator)
         error = flow_matching_error(self.flow(models.student, lesson, past), lesson.x0, eps, levels)
-        return {"flow": error.mean()}
+        return {"flow": self.mean(error)}
 
 
 class TeacherForcing(DiffusionForcing):
@@ -243,12 +258,14 @@ class CausalConsistency(StudentObjective):
 
     needs_causal_teacher = True
     drops_text = False
+    takes_pairs = True
 
     def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
         """`consistency`, see `consistency_error`."""
         settings, x0 = self.settings, lesson.x0
         places = self.draw_places(x0, generator)
-        levels, lower = (item.to(x0) for item in draw_neighbours(places, settings.solver_steps, settings.shift))
+        nodes = draw_neighbours(places, settings.solver_steps, settings.shift)
+        levels, lower = (self.made(item.to(x0)) for item in nodes)
         eps, past = self.draw_noise(x0, generator), self.past(lesson, generator)
         error = consistency_error(
             self.flow(models.student, lesson, past),
@@ -256,7 +273,7 @@ class CausalConsistency(StudentObjective):
             self.guided(models, lesson, past),
             x0, eps, levels, lower, settings.distance,
         )  # fmt: skip
-        return {"consistency": error.mean()}
+        return {"consistency": self.mean(error)}
 
     @property
     def sampling(self) -> tuple[int, float]:
@@ -270,6 +287,8 @@ class MotionConsistency(CausalConsistency):
     The Motion Consistency Model (Zhai et al., arXiv 2406.06890), behind a clean past: that stays the data's where a
     clip is the student's own, since the student made every chunk of it behind the data's.
     """
+
+    takes_pairs = False
 
     def losses(self, lesson: Lesson, models: Models, generator: torch.Generator) -> dict[str, Tensor]:
         """`motion` and `appearance` (weighted), see `motion_error` and `appearance_error`."""

@@ -6,6 +6,8 @@ pool-<key>/shard-00000.safetensors    latents [n, C, F, h, w] float16, cameras [
                                       the captions in the file's metadata
 ```
 
+A pool of pairs holds clips that two cameras film at once, their frames taking turns (see `dreamkit.video.pairs`).
+
 Shard i is drawn with the seed `seed * 1_000_003 + i`, whichever process makes it and whenever, so a pool is a pure
 function of its recipe; the key is a digest of the recipe and of the autoencoder's weights. Shards appear whole or not
 at all and are read through memory maps: a pool may be larger than the memory.
@@ -30,6 +32,7 @@ from dreamkit.checks import require
 from dreamkit.errors import CheckpointError, RunError
 from dreamkit.files import atomic_path, remove_leftovers
 from dreamkit.toyworld.motion import MotionConfig, MotionWorld, relative_cameras
+from dreamkit.video.pairs import sources
 
 _PARTS = ("latents", "cameras", "tracks", "visible", "shapes")
 """The tensors of a shard."""
@@ -47,6 +50,7 @@ class PoolRecipe:
         clips: in all, rounded up to whole shards.
         shard: clips a file.
         seed: of everything drawn.
+        loops: of a pool of pairs, the share whose second camera comes back; `None` is a pool of single clips.
     """
 
     world: MotionConfig
@@ -55,6 +59,7 @@ class PoolRecipe:
     clips: int
     shard: int = 100
     seed: int = 0
+    loops: float | None = None
 
     @property
     def shards(self) -> int:
@@ -72,7 +77,10 @@ class PoolRecipe:
                 f"There is no autoencoder in {self.autoencoder}: {error.strerror}.",
                 "Train one with `dreamkit teachers train video-autoencoder`, or give --autoencoder.",
             ) from error
-        digest.update(json.dumps([asdict(self.world), self.meshes.name, self.shard, self.seed, _PARTS]).encode())
+        content = [asdict(self.world), self.meshes.name, self.shard, self.seed, _PARTS]
+        if self.loops is not None:
+            content.append({"loops": self.loops})
+        digest.update(json.dumps(content).encode())
         return digest.hexdigest()[:16]
 
 
@@ -87,6 +95,8 @@ class LatentClips:
         tracks: [B, F, N, 2].
         visible: [B, F, N] bool.
         shapes: [B, F, 4, S / 4, S / 4], see `Clips`.
+        pairs: whether they are pairs, F twice the frames of a camera: the cameras of source frames are zeros then, and
+            no point is visible.
     """
 
     latents: Tensor
@@ -95,6 +105,7 @@ class LatentClips:
     tracks: Tensor
     visible: Tensor
     shapes: Tensor
+    pairs: bool = False
 
 
 class ClipPool:
@@ -110,6 +121,12 @@ class ClipPool:
         self.limit = limit
         self._files: list[Any] = []
         self._captions: list[list[str]] = []
+        self._pairs = False
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it holds pairs."""
+        return self.shards > 0 and self._pairs
 
     @property
     def shards(self) -> int:
@@ -123,7 +140,8 @@ class ClipPool:
 
         try:
             file = safe_open(path, framework="pt")
-            captions = json.loads((file.metadata() or {})["captions"])
+            metadata = file.metadata() or {}
+            captions, self._pairs = json.loads(metadata["captions"]), "pairs" in metadata
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {error}.", "Delete it: it is made again.") from error
         self._files.append(file)
@@ -134,7 +152,7 @@ class ClipPool:
 
         Args:
             count: B, at least 1.
-            frames: F, at most those of a clip.
+            frames: F, at most those of a clip; of pairs, that many pairs.
             generator: source of every choice.
             shards: how many of the shards to draw from, those that are there by default.
 
@@ -144,27 +162,31 @@ class ClipPool:
         there = self.shards if shards is None else shards
         require("The pool's number of shards", there > 0, there, "a pool with at least one")
         parts: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
-        captions = []
+        captions, step = [], 1 + self._pairs
         for which in torch.randint(there, (count,), generator=generator).tolist():
             file = self._files[which]
-            length = file.get_slice("cameras").get_shape()[1]
+            length = file.get_slice("cameras").get_shape()[1] // step
             require("The number of frames", 1 <= frames <= length, frames, f"1 to {length}")
             row = int(torch.randint(len(self._captions[which]), (), generator=generator))
-            start = int(torch.randint(length - frames + 1, (), generator=generator))
+            start = step * int(torch.randint(length - frames + 1, (), generator=generator))
             captions.append(self._captions[which][row])
             for name, items in parts.items():
                 whole = file.get_slice(name)
-                stop = start + frames
+                stop = start + step * frames
                 items.append(whole[row, :, start:stop] if name == "latents" else whole[row, start:stop])
         stacked = {name: torch.stack(items) for name, items in parts.items()}
-        cameras = relative_cameras(stacked["cameras"])
+        cameras, visible = relative_cameras(stacked["cameras"]), stacked["visible"].bool()
+        if self._pairs:
+            sources(cameras, 1).zero_()
+            visible = torch.zeros_like(visible)
         return LatentClips(
             latents=stacked["latents"].float(),
             captions=captions,
             cameras=cameras,
             tracks=stacked["tracks"],
-            visible=stacked["visible"].bool(),
+            visible=visible,
             shapes=stacked["shapes"].float() / 127,
+            pairs=self._pairs,
         )
 
 
@@ -258,7 +280,8 @@ class ShardMaker:
         parts: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
         captions: list[str] = []
         for _ in range(self.recipe.shard):
-            clips = self.world.sample(1, generator)
+            loops = self.recipe.loops
+            clips = self.world.sample(1, generator) if loops is None else self.world.sample_pairs(1, generator, loops)
             captions += clips.captions
             parts["latents"].append(self.autoencoder.encode(clips.frames).half())
             parts["cameras"].append(clips.cameras)
@@ -267,8 +290,9 @@ class ShardMaker:
             parts["shapes"].append((127 * clips.shapes).round().to(torch.int8))
         tensors = {name: torch.cat(items).contiguous() for name, items in parts.items()}
         path = _shard_path(place, index)
+        metadata = {"captions": json.dumps(captions)} | ({} if self.recipe.loops is None else {"pairs": "true"})
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"captions": json.dumps(captions)})
+            save_file(tensors, temporary, metadata=metadata)
         return path
 
 

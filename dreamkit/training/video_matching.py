@@ -27,15 +27,16 @@ from dreamkit.training.clip_judges import ClipCritic, ClipDiscriminator, ClipJud
 from dreamkit.training.matching import Made, MatchingTrainer, matching_objective
 from dreamkit.training.named_options import read_option
 from dreamkit.training.rollouts import Roller, Rollout
-from dreamkit.training.student import FOLDER, open_pool, streamed_cameras
+from dreamkit.training.student import FOLDER, open_pool, require_same_task, streamed_cameras
 from dreamkit.training.student_networks import StudentNetworks, export_student, load_networks, require_alike
-from dreamkit.training.student_samples import draw_streams
+from dreamkit.training.student_samples import draw_refilmed, draw_streams
 from dreamkit.training.teacher_loop import Report, Tell, require_positive, run_training
 from dreamkit.training.video_clips import ClipPool, LatentClips
 from dreamkit.training.video_teacher import GRID_PROMPTS, withhold
 from dreamkit.video.attention_cache import SinkKind
 from dreamkit.video.autoencoders import VideoAutoencoder
 from dreamkit.video.controls import Controls
+from dreamkit.video.pairs import paired_stream, sources, targets
 from dreamkit.video.pipeline import load_video_teacher, shifted
 from dreamkit.video.sparse_attention import Sparsity
 from dreamkit.video.stream_config import StreamConfig
@@ -60,6 +61,8 @@ class VideoMatchingOptions:
     """Change an option of the objective, e.g. guidance=3, shared_level=true; may be given several times."""
     out: Path = Path("outputs/students/video-matching")
     """Folder of the run: checkpoints, metrics, sample grids and the finished student."""
+    pairs: bool = False
+    """Insist on a pool of pairs, from which a student learns to film a video again; such a pool needs no asking."""
     history: History = "self"
     """What the student sees before a chunk: what it made itself, or noisy clips of the data (CausVid)."""
     steps: int = 400
@@ -160,6 +163,8 @@ class VideoMatchingTrainer(MatchingTrainer):
         require_alike(student, self.frozen, options.student, options.teacher)
         copied = load_networks(options.teacher, self.device, half).train().requires_grad_(True)
         copied.transformer.checkpointing = options.checkpointing
+        require_same_task(teacher, pool)
+        self._require_source(options)
         self.text, self.autoencoder = teacher.text, teacher.autoencoder
         self.latents = self._latent_shape()
         self.config = self._stream_config(teacher.shift)
@@ -172,15 +177,26 @@ class VideoMatchingTrainer(MatchingTrainer):
         self.empty = teacher.encode_prompt([""])
         grid = student.transformer.token_grid(torch.zeros(1, *self.latents, device="meta"))
         stream = Stream(*grid[1:], self.config.chunk, self.config.sink, self.config.window)
+        stream = paired_stream(stream) if pool.pairs else stream
         levels = shifted(torch.tensor(self.config.times, dtype=torch.float64), shift).tolist()
         self.roller = Roller(
             stream, levels, self.config.sink_kind, self.config.sink_decay, sparsity=self.config.sparsity
         )
         self.schedule = NoiseSchedule.flow(1.0)
 
+    def _require_source(self, options: VideoMatchingOptions) -> None:
+        """Check the options of a system that films a video again against the pool, and a pool of pairs against them."""
+        wanted = "0 with a pool of pairs, whose clips are given"
+        require("--before", not (self.pool.pairs and options.before), options.before, wanted)
+        if options.pairs and not self.pool.pairs:
+            raise ConfigError(
+                f"This system films a video again, and the pool {self.pool.folder} holds no pairs.",
+                "Make teacher and pool with `dreamkit teachers train video --pairs`.",
+            )
+
     def _latent_shape(self) -> tuple[int, int, int, int]:
         latents = self.pool.draw(1, self.options.frames, torch.Generator()).latents
-        return (latents.shape[1], latents.shape[2], latents.shape[3], latents.shape[4])
+        return (latents.shape[1], self.options.frames, latents.shape[3], latents.shape[4])
 
     def _stream_config(self, shift: float) -> StreamConfig:
         """The student's own, with what the options change."""
@@ -217,14 +233,16 @@ class VideoMatchingTrainer(MatchingTrainer):
         seen, steered = self._controls(clips, before, generator)
         data = clips.latents.to(self.device)
         if options.history == "data":
-            rollout = self.roller.on_data(self.student, data, text, steered, generator, trained)
+            rollout = self.roller.on_data(self.student, data, text, steered, generator, trained, clips.pairs)
         else:
             old = self.text.encode(self._other_captions(generator)) if switches else None
+            source = sources(data) if clips.pairs else None
             shape = (options.batch, *self.latents)
-            rollout = self.roller.on_itself(self.student, shape, text, steered, generator, trained, before, old)
+            rollout = self.roller.on_itself(self.student, shape, text, steered, generator, trained, before, old, source)
         reward = None
         if self.objective.needs_reward:  # which only the student's own step asks for
-            moved = motion_reward(rollout.x, self.autoencoder) if trained else torch.zeros(options.batch)
+            seen_frames = targets(rollout.x) if clips.pairs else rollout.x
+            moved = motion_reward(seen_frames, self.autoencoder) if trained else torch.zeros(options.batch)
             reward = moved.to(rollout.x)
         return Made(rollout.x, replace(self._context(rollout, text, seen, data, generator), reward=reward))
 
@@ -236,6 +254,8 @@ class VideoMatchingTrainer(MatchingTrainer):
         if self.student.controls is None or before:
             return None, None
         assert seen.camera is not None
+        if clips.pairs:  # whose cameras stay relative to the source's first
+            return seen, seen
         cameras = streamed_cameras(clips.cameras, self.config.chunk, self.config.window).to(seen.camera)
         with_camera = seen.camera.abs().sum(dim=(1, 2), keepdim=True) > 0
         return seen, replace(seen, camera=cameras * with_camera)
@@ -248,13 +268,14 @@ class VideoMatchingTrainer(MatchingTrainer):
     ) -> MatchingContext:
         critic = self.critic
         assert isinstance(critic, ClipCritic)
-        judge = ClipJudge(critic.networks, text, self.empty, controls)
+        source = data if self.pool.pairs else None
+        judge = ClipJudge(critic.networks, text, self.empty, controls, source)
         return MatchingContext(
-            teacher=ClipJudge(self.frozen, text, self.empty, controls),
+            teacher=ClipJudge(self.frozen, text, self.empty, controls, source),
             schedule=self.schedule,
             generator=generator,
             critic=judge,
-            chunk=self.config.chunk,
+            chunk=self.roller.stream.chunk,
             discriminator=None if critic.head is None else ClipDiscriminator(critic, judge),
             student_level=rollout.levels,
             data=data,
@@ -279,9 +300,13 @@ class VideoMatchingTrainer(MatchingTrainer):
             return export_student(self.student, self.options.teacher, folder, self.config)
 
     def draw_samples(self, folder: Path, picture: Path) -> None:
-        """Streams of `GRID_PROMPTS`, longer than the clips of the training."""
+        """Streams of `GRID_PROMPTS`, longer than the clips of the training; or clips of the pool filmed again."""
+        student = load_video_teacher(folder, self.device)
+        if self.pool.pairs:
+            draw_refilmed(student, self.config, self.pool, self.options.frames, picture)
+            return
         chunks = -(-self.options.frames // self.config.chunk) + 2
-        draw_streams(load_video_teacher(folder, self.device), self.config, GRID_PROMPTS, chunks, picture)
+        draw_streams(student, self.config, GRID_PROMPTS, chunks, picture)
 
 
 def require_clip_objective(objective: Matching) -> None:

@@ -59,6 +59,11 @@ SYSTEMS: dict[str, VideoSystem] = {
         objective_options=_ONE_LEVEL,
         options={"sink_kind": "first", "before": 12, "switches": 0.5},
     ),
+    "realcam": VideoSystem(
+        "a video filmed again from another camera, on its own history (Xu et al., RealCam, arXiv 2605.06051)",
+        objective_options=_ONE_LEVEL,
+        options={"sink_kind": "first", "pairs": True},
+    ),
     "blade": VideoSystem(
         "each step on its own levels, attention to the blocks that matter (Gu et al., Video-BLADE, arXiv 2508.10774)",
         objective="tdm",

@@ -5,6 +5,8 @@ x_t = (1 - t) x_0 + t eps, and the loss is the mean squared error of eps - x_0. 
 teach what things look like, then clips, beside which some single frames go on. Text, cameras and tracks are withheld
 from shares of the samples. Some clips have a noise level for each chunk of frames (Chen et al., "Diffusion Forcing",
 arXiv 2407.01392), so that a causal student starts from a teacher that has seen clean frames before noisy ones.
+
+With `pairs` it learns to film a video again from another camera: see `dreamkit.video.pairs`.
 """
 
 import json
@@ -30,13 +32,16 @@ from dreamkit.training.video_clips import ClipPool, LatentClips, PoolRecipe, gro
 from dreamkit.training.word_text import load_text_encoder_weights, make_text_encoder, make_tokenizer
 from dreamkit.video.causal_transformer import CausalTransformer
 from dreamkit.video.controls import ControlEncoder, Controls
-from dreamkit.video.pipeline import has_fast_bfloat16, load_video_teacher, shifted
+from dreamkit.video.pairs import sources, target_levels, targets
+from dreamkit.video.pipeline import PAIRS_KEY, VideoTeacher, has_fast_bfloat16, load_video_teacher, shifted
 
 PROMPT_LENGTH = 24
 CHUNK = 3
 """Latent frames that share a noise level where a clip has several: the chunk of the causal student."""
 _SHARD = 100
 """Clips a file of the pool."""
+PAIRS_SHOWN = 4
+"""Clips on a grid of pairs."""
 NETWORK: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "in_channels": 8,
@@ -110,6 +115,11 @@ class VideoTeacherOptions:
     """Share of clips whose chunks of three frames have noise levels of their own."""
     shift: float = 3.0
     """How far noise levels are moved towards more noise, in training and in sampling; 1 is not at all."""
+    pairs: bool = False
+    """Learn to film a video again from another camera (RealCam), beside each of its frames; best from a --start that
+    knows clips."""
+    loops: float = 0.5
+    """Of pairs, the share of clips whose second camera comes back to where it began."""
     seed: int = 0
     """Seed of weights, clips and noise."""
     device: str = "auto"
@@ -133,7 +143,7 @@ class VideoTeacherOptions:
         require_positive(self, ("steps", "image_batch", "batch", "clips", "workers", "checkpoint_every"))
         for name in ("image_steps", "images", "start_clips", "cooldown", "warmup", "sample_every"):
             require_integer(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        for name in ("text_dropout", "camera_dropout", "track_dropout", "forcing", "short"):
+        for name in ("text_dropout", "camera_dropout", "track_dropout", "forcing", "short", "loops"):
             require_number(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
         require_number("--shape-weight", self.shape_weight, 0, 1000)
         require_number("--shift", self.shift, 0.01, 100)
@@ -249,9 +259,11 @@ class VideoTeacherTrainer(Trainer):
         clips = self.pool.draw(count, frames, generator)
         noise = torch.randn(clips.latents.shape, generator=generator)
         t = shifted(noise_levels(count, frames, self.options.forcing, generator), self.options.shift)
+        if clips.pairs:
+            t = target_levels(t.repeat_interleave(2, dim=1))
         no_text = torch.rand(count, generator=generator) < self.options.text_dropout
         captions = ["" if drop else text for text, drop in zip(clips.captions, no_text.tolist(), strict=True)]
-        controls = withhold(clips, self.options, generator) if frames > 1 else None
+        controls = withhold(clips, self.options, generator) if frames > 1 or clips.pairs else None
         return Lesson(clips.latents, noise, t, self.tokens(captions), controls, clips.shapes)
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
@@ -268,7 +280,7 @@ class VideoTeacherTrainer(Trainer):
         """
         errors, seen = [], []
         lessons = self.draw(self.step)
-        frames = lessons[0].latents.shape[2]
+        frames = lessons[0].latents.shape[2] // (1 + self.options.pairs)
         for lesson in lessons:
             x0, eps, t, tokens = (
                 item.to(self.device) for item in (lesson.latents, lesson.noise, lesson.t, lesson.tokens)
@@ -278,7 +290,8 @@ class VideoTeacherTrainer(Trainer):
             controls = None if lesson.controls is None else lesson.controls.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
                 flow, shapes = self.networks(noisy, 1000 * t, tokens, controls)
-            errors.append(functional.mse_loss(flow.float(), eps - x0))
+            wrong = flow.float() - (eps - x0)
+            errors.append((targets(wrong) if self.options.pairs else wrong).square().mean())
             seen.append(functional.mse_loss(shapes.float(), lesson.shapes.to(self.device)))
         metrics: dict[str, float] = {"loss": float(errors[0].detach()), "shape": float(seen[0].detach())}
         if len(errors) > 1:
@@ -302,7 +315,7 @@ class VideoTeacherTrainer(Trainer):
             file.chmod(0o644)  # safetensors writes files that only their owner can read
         self.tokenizer.save_pretrained(folder / "tokenizer")
         FlowMatchEulerDiscreteScheduler(shift=self.options.shift).save_pretrained(folder / "scheduler")
-        index = {
+        index: dict[str, Any] = {
             "_class_name": "DreamKitVideoPipeline",
             "transformer": ["diffusers", "WanTransformer3DModel"],
             "controls": ["dreamkit.video.controls", "ControlEncoder"],
@@ -311,12 +324,19 @@ class VideoTeacherTrainer(Trainer):
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         }
+        if self.options.pairs:
+            index[PAIRS_KEY] = True
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         return folder
 
     def draw_samples(self, folder: Path, picture: Path) -> None:
-        """Clips of `GRID_PROMPTS`, or single frames while only these have been taught."""
-        draw_grid(folder, picture, self.options.world.frames if self.step > self.options.image_steps else 1)
+        """Clips of `GRID_PROMPTS`, or single frames while only these have been taught; or clips filmed again."""
+        frames = self.options.world.frames if self.step > self.options.image_steps else 1
+        if self.options.pairs:
+            teacher, clips = load_video_teacher(folder), self.pool.draw(PAIRS_SHOWN, frames, torch.Generator())
+            draw_pairs(teacher, clips, refilm(teacher, clips).cpu(), picture)
+        else:
+            draw_grid(folder, picture, frames)
 
 
 def noise_levels(count: int, frames: int, forcing: float, generator: torch.Generator) -> Tensor:
@@ -338,9 +358,12 @@ def noise_levels(count: int, frames: int, forcing: float, generator: torch.Gener
 
 
 def withhold(clips: LatentClips, options: ControlDropout, generator: torch.Generator) -> Controls:
-    """Cameras and tracks of clips, those of some taken away: a pose of zeros, points that are not visible."""
+    """Cameras and tracks of clips, those of some taken away: a pose of zeros, points that are not visible.
+
+    The cameras of pairs stay: without one a target would be a source.
+    """
     count = len(clips.captions)
-    with_camera = torch.rand(count, 1, 1, generator=generator) >= options.camera_dropout
+    with_camera = (torch.rand(count, 1, 1, generator=generator) >= options.camera_dropout) | clips.pairs
     with_tracks = torch.rand(count, 1, 1, generator=generator) >= options.track_dropout
     return Controls(clips.cameras * with_camera, clips.tracks, clips.visible & with_tracks)
 
@@ -367,7 +390,8 @@ def train_video_teacher(
     tell("making the meshes of the moving toy world (once)")
     meshes = build_motion_cache(options.world, options.meshes, options.workers)
     shard = min(_SHARD, options.clips)
-    recipe = PoolRecipe(options.world, meshes, options.autoencoder, options.clips, shard, options.seed)
+    loops = options.loops if options.pairs else None
+    recipe = PoolRecipe(options.world, meshes, options.autoencoder, options.clips, shard, options.seed, loops)
     told = [-1]
 
     def show(done: int, total: int) -> None:
@@ -413,3 +437,25 @@ def draw_grid(folder: Path, picture: Path, frames: int) -> None:
     shown = clips[:, :: max(1, frames // 7)]
     labels = [prompt if index == 0 else "" for prompt in GRID_PROMPTS for index in range(shown.shape[1])]
     contact_sheet(shown.flatten(0, 1), picture, columns=max(shown.shape[1], 3 if frames == 1 else 1), labels=labels)
+
+
+def refilm(teacher: VideoTeacher, clips: LatentClips) -> Tensor:
+    """What a teacher makes of the sources of pairs under the targets' cameras: latents (16 steps, guidance 1)."""
+    source, factor = sources(clips.latents), teacher.autoencoder.spatial_factor
+    size = (factor * source.shape[3], factor * source.shape[4])
+    controls = Controls(targets(clips.cameras, 1))
+    generator = torch.Generator().manual_seed(0)
+    return teacher.sample(clips.captions, source.shape[2], 16, 1.0, generator, controls, size, source=source)
+
+
+def draw_pairs(teacher: VideoTeacher, clips: LatentClips, made: Tensor, picture: Path) -> None:
+    """Draw pairs into a PNG, three rows a clip: the source, what was made of it, and the truth."""
+    from dreamkit.scenes.pictures import contact_sheet
+
+    rows = torch.stack(
+        [teacher.decode(item).cpu() for item in (sources(clips.latents), made, targets(clips.latents))], dim=1
+    )
+    shown = rows[:, :, :: max(1, rows.shape[2] // 7)]  # [B, 3, F, 3, H, W]
+    names = [name for caption in clips.captions for name in (caption, "made", "truth")]
+    labels = [name if index == 0 else "" for name in names for index in range(shown.shape[2])]
+    contact_sheet(shown.flatten(0, 2), picture, columns=shown.shape[2], labels=labels)

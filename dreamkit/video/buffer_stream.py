@@ -58,8 +58,8 @@ class Denoiser(Protocol):
     def precision(self) -> AbstractContextManager[object]:
         """What to make chunks in."""
 
-    def next(self, controls: Controls | None = None) -> Tensor:
-        """The next chunk's clean latents [1, C, f, H, W]."""
+    def next(self, controls: Controls | None = None, source: Tensor | None = None) -> Tensor:
+        """The next chunk's clean latents [1, C, f, H, W], made beside a source's where the model films one again."""
 
     def say(self, text: Tensor) -> None:
         """Change the prompt from the next chunk on."""
@@ -81,8 +81,12 @@ def new_denoiser(teacher: VideoTeacher, config: StreamConfig, seed: int, text: T
         text: [1, L, D] the first prompt.
 
     Raises:
-        ConfigError: a size that the model can't make.
+        ConfigError: a size that the model can't make, or a configuration that pairs can't be streamed with.
     """
+    if teacher.pairs:
+        require("The buffer of a model that films a video again", config.buffer == 0, config.buffer, "0")
+        # A cache that is computed anew reads all its frames at one level, and a source's are clean.
+        require("The context's level of such a model", config.context_time == 0, config.context_time, "0")
     return (BufferDenoiser if config.buffer else ChunkDenoiser)(teacher, config, seed, text)
 
 
@@ -192,20 +196,22 @@ class BufferDenoiser:
         return torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=self.teacher.half_precision)
 
     @torch.inference_mode()
-    def next(self, controls: Controls | None = None) -> Tensor:
+    def next(self, controls: Controls | None = None, source: Tensor | None = None) -> Tensor:
         """Denoise the buffer until its front is clean, and move it on.
 
         Args:
             controls: of all frames that lie in the buffer meanwhile: the reference that there is, then those of chunk
                 `chunk` to `chunk + N - 1`, cameras relative to the first of them (see `BufferTrail`).
+            source: none: a buffer is not filmed again.
 
         Returns:
             The front's clean latents [1, C, c, H, W].
 
         Raises:
             TeacherError: controls for a model that knows none.
-            ConfigError: controls of another number of frames.
+            ConfigError: controls of another number of frames, or a source.
         """
+        self.teacher.check_source(source)
         size, count = self.config.chunk, self.config.buffer
         text = self._text.next()
         begins = self.cache.latents is None

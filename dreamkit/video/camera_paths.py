@@ -215,16 +215,18 @@ class CameraTrail:
     """The camera of a stream: its path, and the poses of the last `window` frames, relative to one another.
 
     Args:
-        window: latent frames before a chunk that its poses are relative to.
+        window: latent frames before a chunk that its poses are relative to; `None` is the stream's first frame, as
+            where a video is filmed again: such a stream has a camera in every frame.
         stride: frames of video from one latent frame to the next.
     """
 
-    def __init__(self, window: int, stride: int) -> None:
+    def __init__(self, window: int | None, stride: int) -> None:
         self.window = window
         self.stride = stride
         self._path: CameraPath | None = None
         self._time = 0
-        self._trail: Tensor | None = None  # [n <= window, 4, 4]; never changed in place: snapshots share it
+        # [n <= window, 4, 4], or the first and the last; never changed in place: snapshots share it
+        self._trail: Tensor | None = None
 
     def follow(self, path: CameraPath | None) -> None:
         """Take a path from the next frame on; it begins where the camera is, at the stream's last frame."""
@@ -247,8 +249,10 @@ class CameraTrail:
         own = last @ torch.linalg.inv(poses[0]) @ poses[1:]
         every = torch.cat([before, own])
         every = torch.linalg.inv(every[0]) @ every
-        self._trail = every[-self.window :]
-        return None if self._path is None else every[len(before) :, :3].flatten(1)[None].float()
+        self._trail = every[[0, -1]] if self.window is None else every[-self.window :]
+        if self._path is None and self.window is not None:
+            return None
+        return every[len(before) :, :3].flatten(1)[None].float()
 
     def state(self) -> tuple[CameraPath | None, int, Tensor | None]:
         """All that the next poses depend on."""

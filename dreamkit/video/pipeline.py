@@ -27,13 +27,16 @@ from torch import Tensor
 
 from dreamkit import vocabulary
 from dreamkit.checks import require, require_choice, require_number
-from dreamkit.errors import CheckpointError, PromptError, TeacherError
+from dreamkit.errors import CheckpointError, ConfigError, PromptError, TeacherError
 from dreamkit.video.autoencoders import VideoAutoencoder, load_autoencoder
 from dreamkit.video.causal_transformer import CausalTransformer
 from dreamkit.video.controls import ControlEncoder, Controls
+from dreamkit.video.pairs import interleave, paired_controls, target_levels, targets
 
 OURS = "DreamKitVideoPipeline"
 WAN = "WanPipeline"
+PAIRS_KEY = "dreamkit_pairs"
+"""Where the index of a pipeline folder says that its model films a video again."""
 _TEXT_ENCODERS = ("CLIPTextModel", "UMT5EncoderModel")
 _TOKENIZERS = (
     "PreTrainedTokenizerFast",
@@ -141,6 +144,7 @@ class VideoTeacher:
         controls: between cameras and tracks and features of the network; `None` where it knows none.
         shift: of the noise levels in sampling.
         half_precision: whether the network multiplies matrices in bfloat16 while its weights are float32.
+        pairs: whether it films a video again, see `dreamkit.video.pairs`.
     """
 
     name: str
@@ -150,6 +154,21 @@ class VideoTeacher:
     controls: ControlEncoder | None = None
     shift: float = 1.0
     half_precision: bool = False
+    pairs: bool = False
+
+    def check_source(self, source: object | None) -> None:
+        """Check that there is a video to film again where the model does that, and else none.
+
+        Raises:
+            ConfigError: there is none, or one too many.
+        """
+        if self.pairs and source is None:
+            raise ConfigError(f"{self.name} films a video again, and there is none.", "Give one as --source.")
+        if not self.pairs and source is not None:
+            raise ConfigError(
+                f"{self.name} makes videos of sentences; it can't film one again.",
+                "Leave --source out, or use a model that `dreamkit teachers train video --pairs` made.",
+            )
 
     @property
     def device(self) -> torch.device:
@@ -221,6 +240,7 @@ class VideoTeacher:
         controls: Controls | None = None,
         size: tuple[int, int] = (64, 64),
         shift: float | None = None,
+        source: Tensor | None = None,  # [B, C, F', h, w]
     ) -> Tensor:
         """Make clips of prompts: Euler steps down the flow under classifier-free guidance (arXiv 2207.12598).
 
@@ -235,13 +255,16 @@ class VideoTeacher:
             controls: of the latent frames.
             size: height and width in pixels.
             shift: of the noise levels, the model's own by default.
+            source: latents of videos to film again, of a model that was taught to (see `dreamkit.video.pairs`); the
+                controls then have a camera, relative to the source's first frame.
 
         Returns:
             Latents [B, C, F', h, w]; `decode` makes frames of them.
 
         Raises:
-            ConfigError: a number out of range or shapes that don't fit.
+            ConfigError: a number out of range, shapes that don't fit, or a source where none is wanted.
         """
+        self.check_source(source)
         require("The number of steps", 1 <= steps <= 1000, steps, "1 to 1000")
         require_number("guidance", guidance, 0, 100)
         text = self.encode_prompt(prompts)
@@ -255,12 +278,21 @@ class VideoTeacher:
         both = None if controls is None else controls.twice()
         for t, following in itertools.pairwise(times):
             if guidance == 1:
-                v = self.predict(x, t, text, controls)
+                v = self._flow(x, t, text, controls, source)
             else:
-                given, without = self.predict(torch.cat([x, x]), t, torch.cat([text, null]), both).chunk(2)
+                sources = None if source is None else torch.cat([source, source])
+                given, without = self._flow(torch.cat([x, x]), t, torch.cat([text, null]), both, sources).chunk(2)
                 v = without + guidance * (given - without)
             x = x + (following - t) * v
         return x
+
+    def _flow(self, x: Tensor, t: float, text: Tensor, controls: Controls | None, source: Tensor | None) -> Tensor:
+        """The flow in noisy latents, or in the targets of pairs whose sources are given."""
+        if source is None:
+            return self.predict(x, t, text, controls)
+        pairs = interleave(source.to(x), x)
+        levels = target_levels(torch.full((len(x), pairs.shape[2]), t, device=self.device))
+        return targets(self.predict(pairs, levels, text, paired_controls(controls, len(x), x.shape[2])))
 
 
 def load_video_teacher(
@@ -293,7 +325,9 @@ def load_video_teacher(
         controls = ControlEncoder.from_pretrained(path / "controls", dtype=dtype, device=device)
     _check_widths(path, network, autoencoder, text, controls)
     half = dtype == torch.float32 and has_fast_bfloat16(torch.device(device))
-    return VideoTeacher(str(folder), network, autoencoder, text, controls, _shift(path), half)
+    return VideoTeacher(
+        str(folder), network, autoencoder, text, controls, _shift(path), half, index.get(PAIRS_KEY) is True
+    )
 
 
 def _check_widths(

@@ -23,6 +23,7 @@ from dreamkit.checks import require
 from dreamkit.video.attention_cache import AttentionCache, CacheSnapshot
 from dreamkit.video.causal_transformer import CausalTransformer
 from dreamkit.video.controls import Controls
+from dreamkit.video.pairs import interleave, paired_controls, paired_stream, target_levels, targets
 from dreamkit.video.pipeline import VideoTeacher, shifted
 from dreamkit.video.spoken_text import SpokenState, SpokenText
 from dreamkit.video.stream_config import StreamConfig
@@ -55,6 +56,7 @@ def chunk_flow(
     features: Tensor | None = None,  # [1, f' * h * w, dim]
     guidance: float = 1.0,
     write: bool = False,
+    source: Tensor | None = None,  # [1, C, f, H, W]
 ) -> Tensor:
     """The flow that the network sees in a chunk.
 
@@ -69,14 +71,20 @@ def chunk_flow(
         features: of the chunk's controls.
         guidance: used where R = 2.
         write: see `CausalTransformer.step`.
+        source: clean frames beside which the chunk's are made, see `dreamkit.video.pairs`; the features are then of
+            pairs.
 
     Returns:
         [1, C, f, H, W] float32 (or float64).
     """
     rows = len(text)
     times = torch.full((rows,), 1000 * t, dtype=torch.float32, device=latents.device)
+    if source is not None:
+        latents = interleave(source, latents)
+        times = target_levels(times[:, None].expand(-1, latents.shape[2]))
     wide = None if features is None else features.expand(rows, -1, -1)
     flow = network.step(latents.expand(rows, -1, -1, -1, -1), times, text, cache, wide, write=write)
+    flow = flow if source is None else targets(flow)
     flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
     return flow if rows == 1 else flow[1:] + guidance * (flow[:1] - flow[1:])
 
@@ -89,6 +97,7 @@ def denoise_chunk(
     cache: AttentionCache,
     features: Tensor | None = None,  # [1, f' * h * w, dim]
     guidance: float = 1.0,
+    source: Tensor | None = None,  # [1, C, f, H, W]
 ) -> Tensor:
     """Make the next chunk of noise, without writing it; see the module's docstring.
 
@@ -100,6 +109,7 @@ def denoise_chunk(
         cache: of the stream.
         features: of the chunk's controls.
         guidance: see `chunk_flow`.
+        source: see `chunk_flow`.
 
     Returns:
         The clean latents [1, C, f, H, W].
@@ -111,7 +121,7 @@ def denoise_chunk(
     x0 = noise[0]
     for eps, t in zip(noise, times, strict=True):
         x_t = eps if t == 1 else (1 - t) * x0 + t * eps
-        x0 = x_t - t * chunk_flow(network, x_t, t, text, cache, features, guidance)
+        x0 = x_t - t * chunk_flow(network, x_t, t, text, cache, features, guidance, source=source)
     return x0
 
 
@@ -127,11 +137,12 @@ def prepared_cache(teacher: VideoTeacher, config: StreamConfig) -> AttentionCach
     if dtype == torch.float16 and not weight.is_cuda:
         dtype = torch.float32  # a CPU's kernels know no float16
     sink = config.sink_kind if config.sink else "none"
+    stream = Stream(rows, columns, config.chunk, config.sink, config.window)
     return AttentionCache(
         layers=teacher.network.config.num_layers,
         heads=teacher.network.config.num_attention_heads,
         rope=teacher.network.rope,
-        stream=Stream(rows, columns, config.chunk, config.sink, config.window),
+        stream=paired_stream(stream) if teacher.pairs else stream,
         batch=1 if config.guidance == 1 else 2,
         sink=sink,
         ema_decay=config.sink_decay,
@@ -203,28 +214,33 @@ class ChunkDenoiser:
         return torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=self.teacher.half_precision)
 
     @torch.inference_mode()
-    def next(self, controls: Controls | None = None) -> Tensor:
+    def next(self, controls: Controls | None = None, source: Tensor | None = None) -> Tensor:
         """Make the next chunk and make it part of the stream.
 
         Args:
             controls: of its latent frames.
+            source: [1, C, f, H, W] latents beside which it is made, by a model that films a video again.
 
         Returns:
             Its clean latents [1, C, f, H, W].
 
         Raises:
             TeacherError: controls for a model that knows none.
+            ConfigError: a source for a model that wants none, or none for one that does.
         """
+        self.teacher.check_source(source)
         network, device = self.teacher.network, self.teacher.device
         context = self.config.context_time
         count = len(self.times) + (context > 0)
         noise = chunk_noise(self.seed, self.chunk, count, self.shape).to(device)
+        if source is not None:
+            controls, source = paired_controls(controls, 1, self.config.chunk), source.to(device)
         features = self.teacher.features(controls, noise[0])
         text = self._text.next()
         arguments = (text, self.cache, features, self.config.guidance)
-        x0 = denoise_chunk(network, noise[: len(self.times)], self.times, *arguments)
+        x0 = denoise_chunk(network, noise[: len(self.times)], self.times, *arguments, source=source)
         seen = x0 if context == 0 else (1 - context) * x0 + context * noise[-1]
-        chunk_flow(network, seen, context, *arguments, write=True)
+        chunk_flow(network, seen, context, *arguments, write=True, source=source)
         self.chunk += 1
         return x0
 

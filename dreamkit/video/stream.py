@@ -17,11 +17,13 @@ from types import TracebackType
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from dreamkit.checks import require, require_integer
 from dreamkit.errors import ConfigError, TeacherError
 from dreamkit.prompts import check_prompt, clean_prompt
 from dreamkit.video.pipeline import VideoTeacher
+from dreamkit.video.source_video import encode_source
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.stream_controls import Steering
 from dreamkit.video.stream_engine import Event, StreamEngine, StreamFrame
@@ -46,13 +48,15 @@ class StreamSession:
         controls: the camera and the tracks from the first frame on.
         seed: of the noise, 0 to 2^63 - 1; chunk n's noise is a function of it and n.
         config: window, steps, queues.
-        frames: how many, at least 1; `None` is no end.
+        frames: how many, at least 1; `None` is no end, or where a video is filmed again that video's.
+        source: [F, 3, H, W] in [0, 1], a video to film again, for a model that does that (`teacher.pairs`); the camera
+            then begins where the source's was. The stream ends with it.
 
     Attributes:
         warnings: what the model does not understand of the first prompt, a sentence each.
 
     Raises:
-        ConfigError: a size that the model can't make, or a number out of range.
+        ConfigError: a size that the model can't make, a number out of range, or a source where none is wanted.
         PromptError: an empty prompt, one that is no plain sentence, or one of unknown words only.
         TeacherError: controls for a model that knows none.
     """
@@ -65,16 +69,22 @@ class StreamSession:
         seed: int = 0,
         config: StreamConfig | None = None,
         frames: int | None = None,
+        source: Tensor | None = None,  # [F, 3, H, W]
     ) -> None:
         require_integer("The seed", seed, 0, MAX_SEED)
         require_integer("The number of frames", frames, 1)
         self.teacher = teacher
         self.config = config or StreamConfig()
+        teacher.check_source(source)
+        latents = None
+        if source is not None:
+            frames = min(len(source), frames or len(source))
+            latents = encode_source(teacher.autoencoder, source[:frames], self.config.size)
         self.total = frames
         prompt, self.warnings = self._read(prompt)
         steering = self._known(controls or Steering())
         text = teacher.encode_prompt([prompt])
-        self._engine = StreamEngine(teacher, self.config, seed, prompt, text, steering, frames)
+        self._engine = StreamEngine(teacher, self.config, seed, prompt, text, steering, frames, latents)
         self._close = weakref.finalize(self, self._engine.close)
 
     def __iter__(self) -> Self:
@@ -230,6 +240,8 @@ class StreamSession:
     def _known(self, steering: Steering) -> Steering:
         if not steering.is_empty and self.teacher.controls is None:
             raise TeacherError(f"{self.teacher.name} knows no cameras and no tracks.", "Leave the controls out.")
+        if steering.tracks is not None and self.teacher.pairs:
+            raise TeacherError(f"{self.teacher.name} films a video again and knows no tracks.", "Steer the camera.")
         if steering.camera is not None:  # a path that can't be followed is found out here, not in a thread
             steering.camera.poses(torch.zeros(1, dtype=torch.float64))
         return steering

@@ -102,7 +102,7 @@ class ControlTrail:
         stride: frames of video from one latent frame to the next.
     """
 
-    def __init__(self, window: int, stride: int) -> None:
+    def __init__(self, window: int | None, stride: int) -> None:
         self._camera = CameraTrail(window, stride)
         self._stride = stride
         self._steering = Steering()

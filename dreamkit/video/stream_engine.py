@@ -24,6 +24,7 @@ from torch import Tensor
 from dreamkit.video.autoencoders import StreamDecoder
 from dreamkit.video.buffer_stream import BufferTrail, new_denoiser
 from dreamkit.video.controls import Controls
+from dreamkit.video.pairs import source_chunk
 from dreamkit.video.pipeline import VideoTeacher
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.stream_controls import ControlTrail, Steering, TrailState
@@ -162,6 +163,7 @@ class StreamEngine:
         text: [1, L, D] its tokens.
         steering: the first controls.
         frames: how many to make; `None` is no end.
+        source: [1, C, F, h, w] latents of a video that is filmed again, for a model that does that.
     """
 
     def __init__(
@@ -173,6 +175,7 @@ class StreamEngine:
         text: Tensor,
         steering: Steering,
         frames: int | None,
+        source: Tensor | None = None,
     ) -> None:
         stride = teacher.autoencoder.temporal_factor
         self.config = config
@@ -186,7 +189,9 @@ class StreamEngine:
         self._device = teacher.device
         self._autoencoder = teacher.autoencoder
         self._decoder = teacher.autoencoder.stream()
-        self._trail = BufferTrail(config, stride) if config.buffer else ControlTrail(config.window, stride)
+        window = None if teacher.pairs else config.window
+        self._trail = BufferTrail(config, stride) if config.buffer else ControlTrail(window, stride)
+        self._source_latents = source
         self._lookahead = max(0, config.buffer - 1)
         self._trail.follow(steering)
         self._prompt = prompt
@@ -374,7 +379,7 @@ class StreamEngine:
                 if event.prompt is not None and event.text is not None:
                     self.denoiser.say(event.text)
                     self._prompt = event.prompt
-            latents = self.denoiser.next(self._next_controls(chunk))
+            latents = self.denoiser.next(self._next_controls(chunk), self._source_of(chunk))
             self._finish_device()
         self.meter.chunk(after - first, time.perf_counter() - start)
         restore, self._restore = self._restore, None
@@ -435,6 +440,12 @@ class StreamEngine:
                     self._trail.follow(event.steering, self.frames.stride - 1 if entering else 0)
             controls = self._trail.next(self.config.chunk)
         return controls
+
+    def _source_of(self, chunk: int) -> Tensor | None:
+        """The source's frames of a chunk, where a video is filmed again."""
+        if self._source_latents is None:
+            return None
+        return source_chunk(self._source_latents, chunk * self.config.chunk, self.config.chunk)
 
     def _kept_snapshot(self, is_wanted: bool) -> Snapshot | None:
         """A snapshot of this moment, where one is wanted or due."""

@@ -447,3 +447,40 @@ class TestRelativeCameras:
     def test_another_shape(self) -> None:
         with pytest.raises(ConfigError, match=r"The shape of the cameras is \(3, 12\)"):
             relative_cameras(torch.zeros(3, 12))
+
+
+@pytest.fixture(scope="module")
+def pairs(world: MotionWorld) -> Clips:
+    return world.sample_pairs(12, torch.Generator().manual_seed(1), loops=0.0)
+
+
+class TestPairs:
+    """Clips that two cameras film at once."""
+
+    def test_the_sources_are_the_scripts_clips(self, world: MotionWorld, pairs: Clips) -> None:
+        assert pairs.frames.shape == (12, 12, 3, 32, 32)
+        assert pairs.tracks.shape[:2] == pairs.visible.shape[:2] == pairs.shapes.shape[:2] == (12, 12)
+        for row, script in enumerate(pairs.scripts):
+            shot = shoot(script, world._meshes(script), torch.arange(6.0), 32)
+            torch.testing.assert_close(pairs.cameras[row, ::2], shot.cameras.pose)
+            torch.testing.assert_close(pairs.shapes[row, ::2], shapes(shot))
+
+    def test_both_begin_at_one_place_under_one_light(self, pairs: Clips) -> None:
+        for row, script in enumerate(pairs.scripts):
+            if not script.camera_move.startswith("pans"):
+                torch.testing.assert_close(pairs.frames[row, 0], pairs.frames[row, 1])
+        assert (pairs.frames[:, -1] - pairs.frames[:, -2]).abs().amax(dim=(1, 2, 3)).min() > 0.05
+
+    def test_a_loop_comes_back(self, world: MotionWorld) -> None:
+        loops = world.sample_pairs(6, torch.Generator().manual_seed(1), loops=1.0)
+        poses = loops.cameras[:, 1::2]
+        torch.testing.assert_close(poses[:, 0], poses[:, -1])
+        assert (poses[:, 0] - poses[:, 2]).abs().amax(dim=1).min() > 0.01
+
+    def test_captions_say_nothing_of_cameras(self, pairs: Clips) -> None:
+        assert not any("camera" in caption or "view" in caption for caption in pairs.captions)
+
+    @pytest.mark.parametrize("loops", [-0.1, 1.1, float("nan")])
+    def test_a_share_is_a_share(self, world: MotionWorld, loops: float) -> None:
+        with pytest.raises(ConfigError, match="The share of loops"):
+            world.sample_pairs(1, torch.Generator(), loops=loops)

@@ -342,11 +342,11 @@ def test_an_error_surfaces_where_frames_are_read(student, monkeypatch, overlap, 
     trouble = MemoryError("no more")
     calls = []
 
-    def fail(given):
+    def fail(*given):
         calls.append(given)
         if len(calls) == 3:
             raise trouble
-        return original(given)
+        return original(*given)
 
     engine = session._engine
     owner, name = (engine.denoiser, "next") if part == "denoise" else (engine._decoder, "decode")

@@ -16,6 +16,7 @@ from dreamkit.training.checkpoints import MANIFEST_FILE, list_checkpoints
 from dreamkit.training.compare.work import total_cost
 from dreamkit.training.student import FOLDER
 from dreamkit.training.student_losses import OBJECTIVES as CLIP_OBJECTIVES
+from dreamkit.video.pipeline import PAIRS_KEY
 from dreamkit.video.random_models import RANDOM_MODELS
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.students import EMBEDDED, INDEX_FILE, embedded_folder, read_stream_config
@@ -161,6 +162,11 @@ def _stream_config(folder: Path) -> StreamConfig:
         raise TeacherError(
             f"{folder} holds no student: its {INDEX_FILE} does not say how it is streamed.",
             "Give a folder that `dreamkit distill video` made; a teacher goes to --teacher.",
+        )
+    if json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")).get(PAIRS_KEY) is True:
+        raise TeacherError(
+            f"The student in {folder} films a video again; a comparison has only sentences.",
+            "Play it with `dreamkit stream --source FILE`.",
         )
     return config
 
