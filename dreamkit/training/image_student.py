@@ -82,7 +82,9 @@ class ImageStudentOptions:
     warmup: int = 20
     """Steps at the start over which the learning rates rise."""
     batch: int = 16
-    """Samples a step."""
+    """Samples of a pass."""
+    accumulate: int = 1
+    """Passes of --batch whose gradients make a step, the critic's as the student's."""
     steps_per_sample: int = 1
     """Network calls of the student for a sample. Of several, each training step ends at one drawn at random."""
     start_level: float = 1.0
@@ -122,7 +124,7 @@ class ImageStudentOptions:
     def __post_init__(self) -> None:
         require_choice("--objective", self.objective, student_objective_names())
         require_choice("--precision", self.precision, get_args(Precision))
-        names = ("steps", "batch", "steps_per_sample", "path_length", "path_steps", "checkpoint_every")
+        names = ("steps", "batch", "accumulate", "steps_per_sample", "path_length", "path_steps", "checkpoint_every")
         require_positive(self, names)
         for name in ("cooldown", "warmup", "critic_steps", "sample_every"):
             require_integer(f"--{name.replace('_', '-')}", getattr(self, name), 0)

@@ -8,7 +8,7 @@ comes from a generator of its own, so resuming equals not having stopped.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -42,6 +42,10 @@ class MatchingOptions(LoopOptions, Protocol):
     @property
     def critic_steps(self) -> int:
         """Steps of the critic before each of the student's."""
+
+    @property
+    def accumulate(self) -> int:
+        """Passes whose gradients make a step, the critic's as the student's."""
 
     @property
     def critic_lr(self) -> float:
@@ -83,6 +87,7 @@ class MatchingTrainer(Trainer):
         self.objective = objective
         self.rates = (options.critic_lr, options.critic_lr_rest)
         self.critic_steps = options.critic_steps if critic is not None else 0
+        self.passes = options.accumulate
         # Everything of a critic that isn't a block's matrix is trained by AdamW, its head included.
         self.critic_optimizers = [] if critic is None else make_optimizers(critic, options, self.matrices)
 
@@ -111,16 +116,35 @@ class MatchingTrainer(Trainer):
         return {**super().train_step(), **metrics}
 
     def losses(self) -> tuple[Tensor, dict[str, float]]:
-        """The objective's loss of samples that are made for it, and its numbers."""
-        made = self.make(self._generator(self.critic_steps), trained=True)
-        with self._frozen_critic():
-            result = self.objective(made.x, self._at_step(made.context))
-        return result.loss, {"loss": float(result.loss.detach()), **result.diagnostics}
+        """The objective's loss of samples that are made for it, and its numbers; means over the passes of a step.
 
-    def _critic_step(self, index: int) -> dict[str, float]:
+        All passes but the last have left their gradients in the parameters when this returns, so only one pass's
+        activations are ever held.
+        """
+        metrics: dict[str, float] = {}
+        for index in range(self.passes):
+            made = self.make(self._generator(self.critic_steps, index), trained=True)
+            with self._frozen_critic():
+                result = self.objective(made.x, self._at_step(made.context))
+            loss = result.loss / self.passes
+            self._count(metrics, {"loss": float(result.loss.detach()), **result.diagnostics})
+            if index + 1 < self.passes:
+                loss.backward()
+        return loss, metrics
+
+    def _critic_step(self, step: int) -> dict[str, float]:
         assert self.critic is not None
-        with torch.no_grad():
-            made = self.make(self._generator(index), trained=False)
+        metrics: dict[str, float] = {}
+        for index in range(self.passes):
+            with torch.no_grad():
+                made = self.make(self._generator(step, index), trained=False)
+            loss, told = self._critic_loss(made)
+            self._count(metrics, told)
+            (loss / self.passes).backward()
+        self.update(self.critic, self.critic_optimizers, self.rates)
+        return metrics
+
+    def _critic_loss(self, made: Made) -> tuple[Tensor, dict[str, float]]:
         context = self._at_step(made.context)
         loss = self.objective.critic_loss(made.x, context)
         metrics = {"critic": float(loss.detach())}
@@ -129,13 +153,16 @@ class MatchingTrainer(Trainer):
                 raise TeacherError(f"{self.objective.name} has no data for its discriminator.", "Give some.")
             head = self.objective.discriminator_loss(context.data, made.x, context)
             loss, metrics["discriminator"] = loss + head, float(head.detach())
-        loss.backward()
-        self.update(self.critic, self.critic_optimizers, self.rates)
-        return metrics
+        return loss, metrics
 
-    def _generator(self, index: int) -> torch.Generator:
-        """Source of randomness of a step's critic steps (0, 1, ...) and of the student's own (the last)."""
-        number = self.step * (self.critic_steps + 1) + index
+    def _count(self, metrics: dict[str, float], told: Mapping[str, float]) -> None:
+        """Add a pass's share to the means over passes."""
+        for name, value in told.items():
+            metrics[name] = metrics.get(name, 0.0) + value / self.passes
+
+    def _generator(self, step: int, index: int = 0) -> torch.Generator:
+        """Source of randomness of a pass of a step's critic steps (0, 1, ...) and of the student's own (the last)."""
+        number = (self.step * (self.critic_steps + 1) + step) * self.passes + index
         return torch.Generator().manual_seed(self.loop.seed * 1_000_000_007 + number)
 
     def _at_step(self, context: MatchingContext) -> MatchingContext:

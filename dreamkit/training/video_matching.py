@@ -72,7 +72,9 @@ class VideoMatchingOptions:
     warmup: int = 10
     """Steps over which the learning rates rise."""
     batch: int = 2
-    """Clips of a step."""
+    """Clips of a pass."""
+    accumulate: int = 1
+    """Passes of --batch whose gradients make a step, the critic's as the student's."""
     frames: int = 15
     """Latent frames that are judged, as many as the teacher was trained on."""
     before: int = 0
@@ -123,7 +125,8 @@ class VideoMatchingOptions:
     """Steps between sample grids; 0 draws none."""
 
     def __post_init__(self) -> None:
-        require_positive(self, ("steps", "batch", "frames", "steps_per_chunk", "critic_steps", "checkpoint_every"))
+        names = ("steps", "batch", "accumulate", "frames", "steps_per_chunk", "critic_steps", "checkpoint_every")
+        require_positive(self, names)
         for name in ("cooldown", "warmup", "sample_every", "before"):
             require_integer(f"--{name.replace('_', '-')}", getattr(self, name), 0)
         for name in ("switches", "camera_dropout", "track_dropout", "ema"):

@@ -42,6 +42,7 @@ class Options:
     checkpoint_every: int = 3
     sample_every: int = 0
     batch: int = 64
+    accumulate: int = 1
 
 
 class Student(nn.Module):
@@ -212,6 +213,49 @@ class TestAlternation:
         total.backward()
         assert all(p.grad is None for p in run.critic.parameters())
         assert all(p.grad is not None for p in run.trained.parameters())
+
+    def test_passes_of_a_step_are_averaged(self) -> None:
+        """The gradients of the student and of the critic are the means of those of three passes, each by itself."""
+        run = Trainer(objective("f-distill"), Options(accumulate=3))
+        run.data = torch.linspace(-1, 1, 9).view(9, 1, 1, 1)
+        total, metrics = run.losses()
+        total.backward()
+        got = {name: p.grad.clone() for name, p in run.trained.named_parameters() if p.grad is not None}
+        run.trained.zero_grad()
+        losses = []
+        for index in range(3):
+            made = run.make(run._generator(run.critic_steps, index), trained=True)
+            with run._frozen_critic():
+                loss = run.objective(made.x, run._at_step(made.context)).loss
+            (loss / 3).backward()
+            losses.append(float(loss.detach()))
+        assert len(set(losses)) == 3
+        assert metrics["loss"] == pytest.approx(sum(losses) / 3)
+        assert set(got) == {"mean", "blocks.0"}
+        for name, p in run.trained.named_parameters():
+            torch.testing.assert_close(got[name], p.grad, msg=name)
+        run.trained.zero_grad()
+        seen: list[dict[str, Tensor]] = []
+        run.update = lambda module, *rest: seen.append(  # type: ignore[method-assign]
+            {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+        )
+        run._critic_step(0)
+        assert run.critic is not None
+        run.critic.zero_grad()
+        for index in range(3):
+            with torch.no_grad():
+                made = run.make(run._generator(0, index), trained=False)
+            (run._critic_loss(made)[0] / 3).backward()
+        assert set(seen[0]) == {"gaussian.mean", "gaussian.blocks.0", "logit"}
+        for name, p in run.critic.named_parameters():
+            torch.testing.assert_close(seen[0][name], p.grad, msg=name)
+
+    def test_no_two_passes_see_the_same(self) -> None:
+        run = Trainer(objective(), Options(accumulate=2))
+        for _ in range(2):
+            run.train_step()
+        seeds = [seed for _, seed in run.asked]
+        assert len(seeds) == len(set(seeds)) == 2 * 2 * (1 + run.critic_steps)
 
     def test_without_a_critic(self) -> None:
         class Plain(Matching):
