@@ -14,7 +14,7 @@ import nanobind
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-FOLDERS = {"dreamkit": "dreamkit", "dreamkit_kernels": "kernels", "dreamkit_assets": "assets"}
+FOLDERS = {"dreamkit": "dreamkit", "dreamkit_kernels": "kernels", "dreamkit_apps": "apps", "dreamkit_assets": "assets"}
 """Import name -> folder: the bare names would collide once installed."""
 
 
