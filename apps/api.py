@@ -107,7 +107,7 @@ def _add_submit(
             raise ConfigError(f"A job has no {unknown[0][:100]!r}.", "It has kind, settings and priority.")
         kind, settings, priority = content.get("kind", "generate"), content.get("settings"), content.get("priority", 0)
         if not isinstance(kind, str) or not isinstance(settings, dict):
-            raise ConfigError("A job needs settings, an object.", "See /docs for an example.")
+            raise ConfigError("A job needs settings, an object.", "See /openapi.json for an example.")
         if isinstance(priority, bool) or not isinstance(priority, int) or priority > max_priority:
             raise ConfigError("This priority can't be.", f"Use a whole number from -100 to {max_priority}.")
         checked = await run_in_threadpool(read_settings, kind, settings, rules)

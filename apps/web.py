@@ -73,7 +73,7 @@ class ExplainedRoute(APIRoute):
             except RequestValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"] if part not in ("query", "path", "body"))
-                return JSONResponse({"error": f"{where}: {first['msg']}.", "hint": "See /docs."}, 422)
+                return JSONResponse({"error": f"{where}: {first['msg']}.", "hint": "See /openapi.json."}, 422)
 
         return explained
 
@@ -115,7 +115,7 @@ async def read_object(request: Request, limit: int) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise BodyError(400, "The body is not a JSON object.", "See /docs for an example.")
+        raise BodyError(400, "The body is not a JSON object.", "See /openapi.json for an example.")
     return content
 
 
