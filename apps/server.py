@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from dreamkit_apps.auth import Auth
@@ -34,9 +34,6 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from dreamkit._version import __version__
 from dreamkit.checks import require_integer
 from dreamkit.errors import ConfigError, DreamkitError
-
-if TYPE_CHECKING:
-    from gradio import Blocks
 
 DEFAULT_PORT = 7860
 _THEME = Path(__file__).parent / "theme.css"
@@ -55,7 +52,7 @@ def make_app(
     policy: GuardPolicy | None = None,
     limits: LiveLimits | None = None,
     routers: Sequence[APIRouter] = (),
-    interface: Callable[[], Blocks] | None = None,
+    interface: Callable[[FastAPI], FastAPI] | None = None,
     interface_path: str = "/studio",
     on_stop: Callable[[], None] | None = None,
 ) -> FastAPI:
@@ -67,7 +64,7 @@ def make_app(
         policy: what the guard lets pass.
         limits: of live video.
         routers: more addresses, such as those of jobs (`dreamkit_apps.api.make_api`; `guard.user_of` tells who asks).
-        interface: makes Gradio's interface; called here, and gradio is imported only then.
+        interface: mounts Gradio's interface (`dreamkit_apps.studio.mount_studio`) and returns the application.
         interface_path: where that is; "/" leads there.
         on_stop: called when the server begins to stop, for answers that never end by themselves.
 
@@ -98,9 +95,7 @@ def make_app(
         app.include_router(router)
     policy = policy or GuardPolicy()
     if interface is not None:
-        import gradio
-
-        app = gradio.mount_gradio_app(app, interface(), path=interface_path, css_paths=[_THEME])
+        app = interface(app)
         policy = replace(policy, csp={"": STRICT_CSP, interface_path: GRADIO_CSP, **policy.csp})
     app.add_middleware(Guard, policy=policy, auth=auth)
     return app

@@ -154,7 +154,7 @@ def _compressed_scene(path: Path, columns: compressed_ply.Columns) -> GaussianSc
     return _checked_scene(path, state, _DEGREES[3 * rest.shape[1]])
 
 
-def write_splat(scene: GaussianScene, path: Path | str) -> None:
+def write_splat(scene: GaussianScene, path: Path | str, most: int | None = None) -> None:
     """Write the .splat layout of antimatter15's viewer, 32 bytes a Gaussian, the most important first.
 
     position 3 x float, scale 3 x float, colour and opacity 4 x byte, rotation 4 x byte as 128 (q + 1) of the unit
@@ -163,6 +163,7 @@ def write_splat(scene: GaussianScene, path: Path | str) -> None:
     Args:
         scene: what to write.
         path: the file to write or replace.
+        most: how many Gaussians at most; all by default.
 
     Raises:
         SceneError: parameters that are not finite.
@@ -170,9 +171,9 @@ def write_splat(scene: GaussianScene, path: Path | str) -> None:
     """
     tensors = _plain_tensors(scene)
     scales, opacities = tensors["log_scales"].exp(), torch.sigmoid(tensors["opacity_logits"])
-    order = torch.argsort(scales.prod(dim=1) * opacities, descending=True, stable=True)
+    order = torch.argsort(scales.prod(dim=1) * opacities, descending=True, stable=True)[:most]
     colors = (0.5 + SH_C0 * tensors["sh"][:, 0]).clamp(0.0, 1.0)
-    rows = np.zeros(len(scene), _SPLAT)
+    rows = np.zeros(len(order), _SPLAT)
     rows["mean"], rows["scale"] = tensors["means"][order].numpy(), scales[order].numpy()
     rgba = torch.cat([colors, opacities[:, None]], dim=1)
     rows["color"] = (rgba * 255.0).round().to(torch.uint8)[order].numpy()

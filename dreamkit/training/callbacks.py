@@ -49,11 +49,21 @@ class Callback:
             metrics: numbers by name, e.g. {"loss": 0.12}; may be empty.
         """
 
-    def on_image(self, name: str, image: Tensor) -> None:
-        """Show a picture.
+    def wants(self, picture: str, step: int, total: int) -> bool:
+        """Whether it wants to be shown a picture of a step that is about to be made, and that costs time.
 
         Args:
-            name: what it is, e.g. "preview".
+            picture: which, e.g. "target".
+            step: the step, 1 to `total`.
+            total: steps of this stage.
+        """
+        return False
+
+    def on_image(self, name: str, image: Tensor) -> None:
+        """Show a picture of the step that `on_step` tells of next.
+
+        Args:
+            name: what it is: "view", or "target" for what the teacher would rather see there.
             image: [3, H, W], float in [0, 1].
         """
 
@@ -97,6 +107,11 @@ class CallbackList(Callback):
         """Tell all that a step is done."""
         for callback in self.callbacks:
             callback.on_step(step, total, metrics)
+
+    def wants(self, picture: str, step: int, total: int) -> bool:
+        """Whether one of them wants the picture; all are asked."""
+        answers = [callback.wants(picture, step, total) for callback in self.callbacks]
+        return any(answers)
 
     def on_image(self, name: str, image: Tensor) -> None:
         """Show all a picture."""

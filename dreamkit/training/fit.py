@@ -55,10 +55,12 @@ class FitStep:
     Args:
         metrics: numbers for the log.
         image: [3, H, W] what was rendered, `None` where it was pixels from everywhere.
+        target: always `None`: no teacher would rather see anything.
     """
 
     metrics: dict[str, float]
     image: Tensor | None
+    target: None = None
 
 
 class Difference(Protocol):
@@ -219,8 +221,11 @@ class FitTrainer:
         """The cameras as they are corrected so far, differentiable in the corrections."""
         return self.capture.cameras if self.poses is None else self.poses.cameras()
 
-    def step(self) -> FitStep:
+    def step(self, show_target: bool = False) -> FitStep:
         """Take one optimisation step.
+
+        Args:
+            show_target: as of `SceneTrainer.step`; there is none.
 
         Raises:
             SceneError: the loss is not finite any more.

@@ -38,6 +38,7 @@ from dreamkit.training.presets import (
     with_options,
     with_overrides,
 )
+from dreamkit.training.previews import Previews
 from dreamkit.training.scene import SceneTrainer, make_objective, settings_from_config
 from dreamkit.training.settings import EMBEDDED, SceneChoice, SceneSettings, scene_kind
 from dreamkit.training.stages import StagedTrainer, joined, make_trainer, parse_stages, stage_at
@@ -240,6 +241,8 @@ def run_to_end(
     listeners.on_run(run.path)
     settings = trainer.settings
     warnings = warnings + restore(trainer, run)
+    if settings.preview_every:
+        listeners.callbacks.append(Previews(run.path, trainer, settings.preview_every, OPTIMISING))
     for warning in warnings:
         listeners.on_message("warning", warning)
     optimise(trainer, run, listeners)
@@ -321,11 +324,13 @@ def optimise(trainer: SceneTrainer | StagedTrainer | FitTrainer, run: Run, liste
     listeners.on_stage(OPTIMISING, total)
     with guard_interrupts() as interrupt:
         while trainer.step_index < total:
-            result = trainer.step()
+            shows_target = listeners.wants("target", trainer.step_index + 1, total)
+            result = trainer.step(shows_target)
             done = trainer.step_index
+            for name, image in (("view", result.image), ("target", result.target)):
+                if image is not None:
+                    listeners.on_image(name, image)
             listeners.on_step(done, total, result.metrics)
-            if result.image is not None:
-                listeners.on_image("view", result.image)
             last, stop = done == total, interrupt.requested  # read once: a Ctrl-C may come while the step is saved
             if last or stop or done % settings.checkpoint_every == 0:
                 save_checkpoint(run.checkpoints, done, trainer.state())

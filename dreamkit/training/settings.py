@@ -132,6 +132,8 @@ class SceneSettings:
     """A picture that the result should resemble (csm), the path of an image file; none by default."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
+    preview_every: int = 0
+    """Steps between pictures of the run for whoever watches it (`preview/` in its folder); 0 for none."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
@@ -162,6 +164,7 @@ class SceneSettings:
             "resolution": (16, 2048),
             "particles": (1, 64),
             "checkpoint_every": (1, 10**7),
+            "preview_every": (0, 10**7),
             "seed": (0, 2**63 - 1),
         }
         for name, (low, high) in limits.items():

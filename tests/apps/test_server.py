@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 from dreamkit_apps.auth import COOKIE, Auth
+from dreamkit_apps.jobs.store import QUEUE_FILE, JobStore
 from dreamkit_apps.login import local_path
 from dreamkit_apps.server import check_exposure, is_loopback, listen, make_app
 from fastapi import APIRouter
@@ -78,12 +79,12 @@ def test_gradio_is_not_imported_for_a_server_without_it():
 
 
 def test_gradio_is_mounted_beside_live_video():
-    def interface():
+    def interface(app):
         import gradio
 
         with gradio.Blocks() as blocks:
             gradio.Markdown("hello")
-        return blocks
+        return gradio.mount_gradio_app(app, blocks, path="/studio")
 
     with client(interface=interface, auth=Auth({"ada": "pw"})) as web:
         assert web.get("/studio/").status_code == 401
@@ -165,6 +166,12 @@ def test_a_taken_port_is_named(capsys):
         (["--idle-minutes", "nan"], "--idle-minutes"),
         (["--device", "tpu"], "--device"),
         (["--auth", "ada"], "USER:PASSWORD"),
+        (["--workers", "65"], "--workers"),
+        (["--teacher", "sd"], "NAME=FOLDER"),
+        (["--teacher", "<b>=/tmp"], "NAME=FOLDER"),
+        (["--teacher", "toyworld=/tmp"], "Two teachers are called toyworld"),
+        (["--teacher", "sd=/no/such/folder"], "There is no folder /no/such/folder"),
+        (["--max-jobs", "0"], "--max-jobs"),
         (["--host", "no.such.host.invalid", "--allow-public"], "no.such.host.invalid"),
         (["--host", "203.0.113.9", "--allow-public"], "203.0.113.9"),
     ],
@@ -201,6 +208,7 @@ def test_stopping_ends_sessions_threads_and_connections():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_command_and_leaves_nothing(number, tmp_path):
     words = [sys.executable, "-m", "dreamkit.cli.main", "studio", "--port", "0", "--model", "tiny-random", "--json"]
+    words += ["--out", str(tmp_path / "runs")]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -209,6 +217,9 @@ def test_a_signal_stops_the_command_and_leaves_nothing(number, tmp_path):
         body = json.dumps({"prompt": "a red cube"}).encode()
         request = urllib.request.Request(f"{url}live/sessions", body, method="POST")
         key = json.load(urllib.request.urlopen(request))["session"]
+        # Jobs are served beside live video, and a worker is there for them.
+        until(lambda: json.load(urllib.request.urlopen(f"{url}api/v1/health"))["workers"] == 1)
+        assert urllib.request.urlopen(f"{url}studio/").status == 200
         with urllib.request.urlopen(f"{url}live/mjpeg?session={key}") as stream:
             seen = b""
             while seen.count(b"image/jpeg") < 3:
@@ -218,6 +229,8 @@ def test_a_signal_stops_the_command_and_leaves_nothing(number, tmp_path):
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
         assert not list(tmp_path.glob("dreamkit-live-*"))
+        with closing(JobStore(tmp_path / "runs" / QUEUE_FILE)) as store:
+            assert store.workers() == 0  # it has said goodbye
     finally:
         process.kill()
         process.wait()
