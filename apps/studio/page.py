@@ -8,6 +8,7 @@ from collections.abc import Callable
 import gradio as gr
 from dreamkit_apps.jobs.settings import Rules
 from dreamkit_apps.jobs.store import JobStore
+from dreamkit_apps.studio.client import add_endpoints
 from dreamkit_apps.studio.form import DEFAULTS, make_form, mounting
 from fastapi import Request
 
@@ -41,6 +42,7 @@ def make_studio(
             if live_path is not None:
                 with gr.Tab("Live", id="live"):
                     _place("live")
+        add_endpoints(store, rules, user_of)
     return blocks
 
 
