@@ -13,7 +13,10 @@ from dreamkit.errors import TeacherError
 
 CHROMIUM = os.environ.get("DREAMKIT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytest.importorskip("playwright", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (DREAMKIT_CHROMIUM names one)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (DREAMKIT_CHROMIUM names one)"),
+]
 
 
 @pytest.fixture(scope="module")

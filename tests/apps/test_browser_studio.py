@@ -23,7 +23,7 @@ from studio_browser import (
 )
 
 __all__ = ["browser", "empty_queue", "studio", "visit", "worker"]  # fixtures
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.slow, needs_chromium]
 EVIL = 'a <img src=x onerror="window.pwned = 1"> <script>window.pwned = 1</script> mug'
 
 
@@ -172,7 +172,6 @@ def test_a_run_is_edited(visit, studio):
     assert (job.kind, job.prompt, job.settings["source"]) == ("edit", "a blue mug", run)
 
 
-@pytest.mark.slow
 def test_a_real_draft(visit, studio):
     words = [sys.executable, "-m", "dreamkit.cli.main", "jobs", "worker", f"--out={studio.out}", "--device=cpu"]
     process = subprocess.Popen(words)

@@ -26,7 +26,7 @@ from dreamkit.scenes.gaussians import GaussianScene
 from dreamkit.scenes.splat_files import write_ply, write_splat
 
 __all__ = ["browser", "empty_queue", "studio", "visit"]  # fixtures
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.slow, needs_chromium]
 NAMED_ROLES = {
     *("button", "link", "textbox", "searchbox", "combobox", "checkbox", "radio", "slider", "tab", "spinbutton"),
     *("application", "progressbar", "dialog", "video"),
