@@ -1,6 +1,7 @@
 """A studio of toy jobs (`toy_jobs`), and browsers that visit it: what the tests of its page share."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,14 @@ def visit(browser: Any, studio: Studio) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert problems == []
+
+
+def keep(page: Any, name: str) -> None:
+    """Keep what a page looks like in the folder that DREAMKIT_SCREENSHOTS names: the README's pictures."""
+    folder = os.environ.get("DREAMKIT_SCREENSHOTS")
+    if folder:
+        page.wait_for_timeout(1000)
+        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def splats(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Live video in Chromium: shown frames a second, the time from a prompt to its first pixel, idle viewers: prints JSON.
 
-`python tests/benchmarks/bench_live.py [--model embedded-random] [--seconds 20] [--prompts 10] [--chromium PATH]`
+`python tests/benchmarks/bench_live.py [--model NAME] [--seconds 20] [--prompts 10] [--picture FILE] [--chromium PATH]`
 
 Two servers, each a process of its own: `student` streams the model, `transport` pictures of 832x480 that cost nothing,
 60 a second, so that what is measured is the way from the server to the screen. `idle` is the processor time of a server
@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import quantiles
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dreamkit_kernels.bench import machine
@@ -82,8 +83,10 @@ def cpu_share(pid: int, seconds: float) -> float:
     return 100 * (after.user + after.system - before.user - before.system) / seconds
 
 
-def watch(url: str, pid: int, browser: Any, seconds: float, prompts: int) -> dict[str, Any]:
-    """What Chromium shows of a server's stream."""
+def watch(
+    url: str, pid: int, browser: Any, seconds: float, prompts: int, picture: Path | None = None
+) -> dict[str, Any]:
+    """What Chromium shows of a server's stream; `picture` is where to keep a look at the page."""
     page = browser.new_page(viewport={"width": 1280, "height": 860})
     page.goto(f"{url}live")
     paint = until(lambda: page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime"))
@@ -96,6 +99,8 @@ def watch(url: str, pid: int, browser: Any, seconds: float, prompts: int) -> dic
     frames, start = page.evaluate("dreamkit.player.frames"), time.monotonic()
     busy = cpu_share(pid, seconds)
     shown = (page.evaluate("dreamkit.player.frames") - frames) / (time.monotonic() - start)
+    if picture is not None:
+        page.screenshot(path=picture)
     latencies = []
     for number in range(prompts):
         page.evaluate("dreamkit.player.latency = null")
@@ -149,9 +154,10 @@ async def idle(url: str, pid: int, seconds: float) -> dict[str, Any]:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="embedded-random")
+    parser.add_argument("--model", default="embedded")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--picture", type=Path, default=None, help="where to keep a look at the student's page")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     parser.add_argument("--serve-pictures", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -160,20 +166,19 @@ def main() -> None:
         return
     from playwright.sync_api import sync_playwright
 
-    servers = {
-        "student": ["-m", "dreamkit.cli.main", "studio", "--port", "0", "--json", "--model", options.model],
-        "transport": [__file__, "--serve-pictures"],
-    }
+    words = ["-m", "dreamkit.cli.main", "studio", "--port", "0", "--json", "--workers", "0", "--model", options.model]
     report: dict[str, Any] = {"machine": machine(), "model": options.model}
-    with sync_playwright() as playwright:
+    with TemporaryDirectory() as out, sync_playwright() as playwright:
+        servers = {"student": [*words, "--out", out], "transport": [__file__, "--serve-pictures"]}
         browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox", "--disable-gpu"])
         for name, words in servers.items():
             with server(words) as (url, pid):
-                report[name] = watch(url, pid, browser, options.seconds, options.prompts)
+                picture = options.picture if name == "student" else None
+                report[name] = watch(url, pid, browser, options.seconds, options.prompts, picture)
         for made_up in ("denoise_fps", "end_to_end_fps"):
             del report["transport"][made_up]
         browser.close()
-    with server(servers["student"]) as (url, pid):
+    with TemporaryDirectory() as out, server([*words, "--out", out]) as (url, pid):
         report["idle"] = asyncio.run(idle(url, pid, options.seconds))
     print(json.dumps(report))
 
