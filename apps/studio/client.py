@@ -35,7 +35,7 @@ def add_endpoints(store: JobStore, rules: Rules, user_of: Callable[[Request], st
         request: gr.Request | None = None,
     ) -> str:
         """Queue a job; returns its id."""
-        asked = {"prompt": prompt, "negative": negative, "preset": preset, "objective": objective}
+        asked: dict[str, Any] = {"prompt": prompt, "negative": negative, "preset": preset, "objective": objective}
         asked |= {"scene": scene, "teacher": teacher, "seed": seed}
         user = "local" if request is None else user_of(request.request)
         answer = submit(store, rules, asked, user)
