@@ -74,6 +74,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Video models multiply in float32: not every CPU knows bfloat16."""
+    from dreamkit.video import pipeline
+
+    monkeypatch.setattr(pipeline, "has_fast_bfloat16", lambda device: False)
+
+
 def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
     """A byte-pair vocabulary that spells anything in a-z and keeps a few words whole."""
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]

@@ -6,14 +6,27 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from dreamkit.toyworld.motion import Clips, MotionConfig
-from dreamkit.training import video_clips
+from dreamkit.training import video_clips, video_teacher
 from dreamkit.training.video_clips import PoolRecipe
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.1), "blue": (0.1, 0.1, 0.9)}
 CONFIG = MotionConfig(frames=6, size=16, points=3)
+NETWORK: dict[str, Any] = {
+    **video_teacher.NETWORK,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "text_dim": 32,
+    "freq_dim": 16,
+}
+"""The video teacher's settings, tiny."""
 
 
 class SquareWorld:
@@ -66,6 +79,14 @@ class SquareWorld:
             [],
             turns(clips.shapes, clips.shapes),
         )
+
+
+def use_squares(patch: pytest.MonkeyPatch) -> None:
+    """Let trainings of the video teacher have this world, in this process, and a tiny network."""
+    patch.setattr(video_clips, "MotionWorld", SquareWorld)
+    patch.setattr(video_clips, "_start", fill_here)
+    patch.setattr(video_teacher, "build_motion_cache", build_nothing)
+    patch.setattr(video_teacher, "NETWORK", NETWORK)
 
 
 def build_nothing(config: MotionConfig, folder: Path, workers: int = 2) -> Path:

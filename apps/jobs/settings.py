@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -99,7 +100,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class JobSettings:
+class JobSettings(ABC):
     """What all kinds of jobs are told; `None` leaves the preset's value."""
 
     kind: ClassVar[str]
@@ -136,9 +137,9 @@ class JobSettings:
         require_integer("seed", self.seed, 0, _SEED_LIMIT)
         return replace(self, prompt=clean_prompt(self.prompt), teacher=rules.teacher(self.teacher))
 
+    @abstractmethod
     def words(self, rules: Rules) -> list[str]:
         """The command with its arguments, without `dreamkit`, output folder and device. Prompts stand behind `--`."""
-        raise NotImplementedError
 
     def as_command(self, rules: Rules) -> str:
         """The same job for a shell, to copy."""

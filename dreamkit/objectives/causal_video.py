@@ -191,13 +191,13 @@ def consistency_error(
     paths are those of a chunk given its past, which is what a stream is made of.
 
     Args:
-        student: has gradients.
-        average: the student's weights averaged over time; without gradients.
-        teacher: causal, guided; without gradients.
+        student: see `neighbouring_clips`, as for all but the last.
+        average: the student's averaged weights.
+        teacher: guided.
         x0: clean clips.
-        eps: standard normal noise.
-        levels: t in [0, 1], equal within a chunk.
-        lower: s in [0, t].
+        eps: noise.
+        levels: t.
+        lower: s.
         distance: d, see `frame_distance`.
 
     Returns:

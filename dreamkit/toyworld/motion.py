@@ -84,10 +84,7 @@ class MotionWorld:
         Raises:
             ConfigError: no clips or no frames.
         """
-        require_integer("The number of clips", count, 1)
-        frames = self._length(frames)
-        times = torch.arange(frames, dtype=torch.float32)
-        casting, writer = Casting(self.library, frames, generator), MotionWriter(generator)
+        times, casting, writer = self._crew(count, generator, frames)
         clips = []
         for _ in range(count):
             script = casting.random_script(self.hold_out)
@@ -118,11 +115,8 @@ class MotionWorld:
         Raises:
             ConfigError: no clips, no frames or no share.
         """
-        require_integer("The number of clips", count, 1)
         require_number("The share of loops", loops, 0, 1)
-        frames = self._length(frames)
-        times = torch.arange(frames, dtype=torch.float32)
-        casting, writer = Casting(self.library, frames, generator), MotionWriter(generator)
+        times, casting, writer = self._crew(count, generator, frames)
         clips = []
         for _ in range(count):
             script = casting.random_script(self.hold_out)
@@ -146,10 +140,13 @@ class MotionWorld:
             clips.append(_Filmed(script, writer.clip(script, name_camera=False), *turns))
         return _stacked(clips)
 
-    def _length(self, frames: int | None) -> int:
+    def _crew(self, count: int, generator: torch.Generator, frames: int | None) -> tuple[Tensor, Casting, MotionWriter]:
+        """The times of a clip's frames, who casts it and who describes it."""
+        require_integer("The number of clips", count, 1)
         frames = self.config.frames if frames is None else frames
         require_integer("The number of frames", frames, 1)
-        return frames
+        times = torch.arange(frames, dtype=torch.float32)
+        return times, Casting(self.library, frames, generator), MotionWriter(generator)
 
     def script(
         self,

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dreamkit_apps.jobs import child as children
@@ -18,6 +19,7 @@ from dreamkit_apps.jobs.job import Job, Progress
 from dreamkit_apps.jobs.progress import ProgressReader, error_of, last_row, result_of
 from dreamkit_apps.jobs.settings import GenerateSettings
 from dreamkit_apps.jobs.store import QUEUE_FILE, JobStore
+from dreamkit_apps.jobs.worker import Worker
 from toy_jobs import toy_worker
 
 TOY = str(Path(__file__).parents[1] / "toy_jobs.py")
@@ -67,6 +69,19 @@ def starts_of(folder: Path) -> list[int]:
 
 def is_step(store: JobStore, job_id: str, step: int) -> bool:
     return store.get(job_id).progress.step >= step
+
+
+def run_and_cancel(worker: Worker, store: JobStore, job_id: str) -> None:
+    """Let a worker run a job that is cancelled after two steps."""
+    beat = worker.store.heartbeat
+
+    def cancel_soon(*arguments: Any, **options: Any) -> Any:
+        if is_step(store, job_id, 2) and store.get(job_id).state == "running":
+            store.cancel(job_id)
+        return beat(*arguments, **options)
+
+    worker.store.heartbeat = cancel_soon
+    worker.run(until_empty=True)
 
 
 def test_a_job_is_done(tmp_path: Path, store: JobStore) -> None:
@@ -129,30 +144,14 @@ def test_a_cancel_is_a_cancel_even_if_nothing_can_be_kept(tmp_path: Path, store:
     job_id = submit(store, steps=3000)
     store.logs(job_id).mkdir(parents=True)
     (store.logs(job_id) / "keeping").touch()  # a file where its folder should be
-    beat = worker.store.heartbeat
-
-    def cancel_soon(*arguments, **options):
-        if is_step(store, job_id, 2) and store.get(job_id).state == "running":
-            store.cancel(job_id)
-        return beat(*arguments, **options)
-
-    worker.store.heartbeat = cancel_soon
-    worker.run(until_empty=True)
+    run_and_cancel(worker, store, job_id)
     assert store.get(job_id).state == "cancelled"
 
 
 def test_a_process_that_does_not_listen_is_killed(tmp_path: Path, store: JobStore) -> None:
     worker = toy_worker(tmp_path, grace=0.3)
     job_id = submit(store, "deaf", steps=3000)
-    beat = worker.store.heartbeat
-
-    def cancel_soon(*arguments, **options):
-        if is_step(store, job_id, 2) and store.get(job_id).state == "running":
-            store.cancel(job_id)
-        return beat(*arguments, **options)
-
-    worker.store.heartbeat = cancel_soon
-    worker.run(until_empty=True)
+    run_and_cancel(worker, store, job_id)
     job = store.get(job_id)
     assert job.state == "cancelled"
     assert (run_folder(store, job) / "kept").exists()

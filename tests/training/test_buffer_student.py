@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dreamkit_kernels.stream_attention import Stream
-from tiny_video import CHANNELS, SIDE, write_pipeline, write_pool
+from tiny_video import CHANNELS, SIDE, streams_as, write_pipeline, write_pool
 from torch import Tensor
 
 from dreamkit.errors import CheckpointError, ConfigError
@@ -28,18 +28,15 @@ from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.stream_controls import Steering
 from dreamkit.video.students import STREAM_KEY, read_stream_config
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "float32")
 
 BOTH = ["buffer-flow-matching", "segment-distillation"]
 
 
 def write_buffer_teacher(folder: Path, **settings: Any) -> Path:
     """A teacher that says it streams from a buffer: of six frames, in three chunks of two."""
-    write_pipeline(folder, seed=3)
-    index = json.loads((folder / "model_index.json").read_text())
     stream = {"chunk": 2, "sink": 0, "buffer": 3, "times": [1.0, 2 / 3, 1 / 3], **settings}
-    (folder / "model_index.json").write_text(json.dumps({**index, STREAM_KEY: stream}))
-    return folder
+    return streams_as(write_pipeline(folder, seed=3), **stream)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +65,6 @@ def options(teacher: Path, buffered: Path, pool: Path, tmp_path: Path) -> Any:
         return replace(base, objective=objective, **changes)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every CPU knows bfloat16."""
-    monkeypatch.setattr(pipeline, "has_fast_bfloat16", lambda device: False)
 
 
 def trainer(options: StudentOptions) -> StudentTrainer:

@@ -1,13 +1,12 @@
 """Training by motion-consistency, with tiny networks on random clips."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_video import write_pipeline, write_pool
+from tiny_video import write_causal, write_pipeline, write_pool
 from torch import Tensor
 
 from dreamkit.errors import ConfigError
@@ -15,19 +14,13 @@ from dreamkit.files import read_jsonl
 from dreamkit.training.checkpoints import list_checkpoints, load_latest
 from dreamkit.training.student import StudentOptions, StudentTrainer, open_pool, train_student
 from dreamkit.training.student_losses import Models
-from dreamkit.video import pipeline
-from dreamkit.video.students import STREAM_KEY
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "float32")
 
 
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher that says it is causal."""
-    folder = write_pipeline(tmp_path_factory.mktemp("causal") / "teacher", seed=3)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, STREAM_KEY: {"chunk": 2, "window": 2}}))
-    return folder
+    return write_causal(tmp_path_factory.mktemp("causal") / "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +39,6 @@ def options(causal: Path, pool: Path, tmp_path: Path) -> Any:
         return replace(base, **changes)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every CPU knows bfloat16."""
-    monkeypatch.setattr(pipeline, "has_fast_bfloat16", lambda device: False)
 
 
 def trainer(options: StudentOptions) -> StudentTrainer:

@@ -10,11 +10,11 @@ import torch
 from dreamkit_kernels.stream_attention import Stream
 from imageio.v3 import imread, imwrite
 from safetensors.torch import save_file
-from toy_clips import CONFIG, SquareWorld, build_nothing, fill_here, write_autoencoder
+from toy_clips import CONFIG, use_squares, write_autoencoder
 
 from dreamkit.cli.main import main
 from dreamkit.errors import ConfigError, TeacherError
-from dreamkit.training import video_clips, video_teacher
+from dreamkit.training import video_teacher
 from dreamkit.training.clip_judges import ClipJudge
 from dreamkit.training.compare_video.students import open_student
 from dreamkit.training.rollouts import Roller
@@ -32,25 +32,11 @@ from dreamkit.video.rollout import chunk_flow, denoise_chunk
 from dreamkit.video.stream import StreamSession
 from dreamkit.video.students import load_student, read_stream_config
 
-TINY = {
-    **video_teacher.NETWORK,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "ffn_dim": 32,
-    "num_layers": 2,
-    "text_dim": 32,
-    "freq_dim": 16,
-}
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny")
 
 
 def patch_world(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(video_clips, "MotionWorld", SquareWorld)
-    patch.setattr(video_clips, "_start", fill_here)
-    patch.setattr(video_teacher, "build_motion_cache", build_nothing)
-    patch.setattr(video_teacher, "NETWORK", TINY)
+    use_squares(patch)
     patch.setattr(pipeline, "has_fast_bfloat16", lambda device: False)
     patch.setattr(video_teacher, "has_fast_bfloat16", lambda device: False)
 

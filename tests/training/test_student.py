@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dreamkit_kernels.stream_attention import Stream
-from tiny_video import CHANNELS, SIDE, write_pipeline, write_pool
+from tiny_video import CHANNELS, SIDE, write_causal, write_pipeline, write_pool
 from torch import Tensor
 
 from dreamkit.errors import CheckpointError, ConfigError, DreamkitError, TrainingError
@@ -27,7 +27,7 @@ from dreamkit.video.rollout import chunk_noise
 from dreamkit.video.stream_config import StreamConfig
 from dreamkit.video.students import STREAM_KEY, read_stream_config
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "float32")
 
 ALL = ["teacher-forcing", "diffusion-forcing", "causal-consistency"]
 
@@ -39,11 +39,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher that says it is causal."""
-    folder = write_pipeline(tmp_path_factory.mktemp("causal") / "teacher", seed=3)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, STREAM_KEY: {"chunk": 2, "window": 2}}))
-    return folder
+    return write_causal(tmp_path_factory.mktemp("causal") / "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +58,6 @@ def options(teacher: Path, causal: Path, pool: Path, tmp_path: Path) -> Any:
         return replace(base, **changes)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every CPU knows bfloat16."""
-    monkeypatch.setattr(pipeline, "has_fast_bfloat16", lambda device: False)
 
 
 def trainer(options: StudentOptions) -> StudentTrainer:

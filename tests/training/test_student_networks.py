@@ -10,22 +10,15 @@ from torch import Tensor
 
 from dreamkit.objectives.causal_video import noisy_clip
 from dreamkit.training.student_networks import load_networks
-from dreamkit.video import pipeline
 from dreamkit.video.controls import Controls
 from dreamkit.video.sparse_attention import Sparsity
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "float32")
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pipeline(tmp_path_factory.mktemp("teacher") / "teacher")
-
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every CPU knows bfloat16."""
-    monkeypatch.setattr(pipeline, "has_fast_bfloat16", lambda device: False)
 
 
 class TestNetworks:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_video import write_pipeline, write_pool
+from tiny_video import streams_as, write_pipeline, write_pool
 
 from dreamkit.errors import ConfigError, TrainingError
 from dreamkit.objectives.matching import MatchingContext
@@ -25,20 +25,13 @@ from dreamkit.training.video_matching import (
     train_video_matching,
 )
 from dreamkit.training.video_systems import video_system
-from dreamkit.video import pipeline
 from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import load_video_teacher
 from dreamkit.video.sparse_attention import Sparsity
 from dreamkit.video.stream import StreamSession
 from dreamkit.video.students import STREAM_KEY, load_student, read_stream_config
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every CPU knows bfloat16."""
-    monkeypatch.setattr(pipeline, "has_fast_bfloat16", lambda device: False)
+pytestmark = pytest.mark.usefixtures("one_thread", "float32")
 
 
 STREAM = {"size": [8, 8], "chunk": 2, "window": 3, "sink": 1, "sink_kind": "first", "times": [1.0, 0.5], "shift": 5.0}
@@ -49,9 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher, a causal student of other weights, and a pool."""
     folder = tmp_path_factory.mktemp("matching")
     write_pipeline(folder / "teacher")
-    write_pipeline(folder / "student", seed=1)
-    index = folder / "student" / "model_index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), STREAM_KEY: STREAM}))
+    streams_as(write_pipeline(folder / "student", seed=1), **STREAM)
     write_pool(folder / "pool")
     return folder
 
@@ -262,8 +253,6 @@ def test_a_student_that_is_not_causal(world: Path, tmp_path: Path) -> None:
 def test_a_student_of_a_moving_buffer(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "buffered"
     shutil.copytree(world / "student", folder)
-    index = folder / "model_index.json"
-    buffered = {"size": [8, 8], "chunk": 2, "sink": 0, "sink_kind": "none", "buffer": 2, "times": [1.0, 0.5]}
-    index.write_text(json.dumps({**json.loads(index.read_text()), STREAM_KEY: buffered}))
+    streams_as(folder, size=[8, 8], chunk=2, sink=0, sink_kind="none", buffer=2, times=[1.0, 0.5])
     with pytest.raises(ConfigError, match="streams from a moving buffer"):
         trainer(world, tmp_path, student=folder)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_clips import CONFIG, SquareWorld, build_nothing, fill_here, write_autoencoder
+from toy_clips import CONFIG, SquareWorld, fill_here, use_squares, write_autoencoder
 
 from dreamkit.cli.main import main
 from dreamkit.errors import CheckpointError, ConfigError
@@ -34,27 +34,13 @@ from dreamkit.video.controls import Controls
 from dreamkit.video.pipeline import load_video_teacher
 
 FULL_NETWORK = dict(video_teacher.NETWORK)
-TINY = {
-    **FULL_NETWORK,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "ffn_dim": 32,
-    "num_layers": 2,
-    "text_dim": 32,
-    "freq_dim": 16,
-}
 
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny")
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_clips, "MotionWorld", SquareWorld)
-    monkeypatch.setattr(video_clips, "_start", fill_here)
-    monkeypatch.setattr(video_teacher, "build_motion_cache", build_nothing)
-    monkeypatch.setattr(video_teacher, "NETWORK", TINY)
+    use_squares(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from dreamkit.training.word_text import make_text_encoder, make_tokenizer
 from dreamkit.video.causal_transformer import CausalTransformer
 from dreamkit.video.controls import ControlEncoder
+from dreamkit.video.students import INDEX_FILE, STREAM_KEY
 
 WORDS = ("a", "red", "blue", "ball", "cube", "rolling", "to", "the", "right", "spinning", ",")
 CHANNELS, SIDE = 4, 4
@@ -62,6 +63,18 @@ def write_pipeline(folder: Path, seed: int = 0, with_controls: bool = True, shif
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+def streams_as(folder: Path, **settings: Any) -> Path:
+    """Let a pipeline say how it is streamed, as a student does."""
+    index = folder / INDEX_FILE
+    index.write_text(json.dumps({**json.loads(index.read_text()), STREAM_KEY: settings}))
+    return folder
+
+
+def write_causal(folder: Path) -> Path:
+    """A teacher that says it is causal."""
+    return streams_as(write_pipeline(folder, seed=3), chunk=2, window=2)
 
 
 def write_pool(folder: Path, shards: int = 2, clips: int = 5, frames: int = 6, channels: int = CHANNELS) -> Path:
